@@ -1,0 +1,33 @@
+"""Quantized GRUs for integer hardware: the integers that you trained are the integers that you ship."""
+
+from importlib import import_module
+from typing import Any
+
+from qgru.convert import convert, float_state_dict, load_from_checkpoint, quantized_layers, revert
+from qgru.grid import Grid
+from qgru.gru import QuantGRU
+from qgru.schema import BitwidthConfig, OperatorConfig, load_config
+
+__all__ = [
+    "BitwidthConfig",
+    "Grid",
+    "OperatorConfig",
+    "QuantGRU",
+    "callbacks",
+    "convert",
+    "export",
+    "float_state_dict",
+    "load_config",
+    "load_from_checkpoint",
+    "quantized_layers",
+    "report",
+    "revert",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts that need Lightning, ONNX or matplotlib only when they are used."""
+    if name in ("callbacks", "export", "report"):
+        return import_module(f"qgru.{name}")
+    raise AttributeError(f"module 'qgru' has no attribute {name!r}")

@@ -1,0 +1,135 @@
+"""The grids of one layer and direction, from what was observed and from its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from qgru.calibration.histogram import Histogram
+from qgru.calibration.methods import bounded_grid, finest_exponents, grid_from_histogram
+from qgru.grid import MAX_EXPONENT, MIN_EXPONENT, Grid
+from qgru.ops.stack import Parameters
+from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
+
+_BIAS_HEADROOM = 4  # bits finer than the sum it lands on: room for a small bias to grow in QAT
+_BIAS_TARGETS = {
+    "weight.bw": ("gate.r_pre", "gate.z_pre", "gate.g_pre"),
+    "weight.br": ("gate.r_pre", "gate.z_pre", OPTIONAL),
+}
+
+
+@contextmanager
+def naming(operator: str) -> Iterator[None]:
+    """Put the operator's name in front of a ValueError's message."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"calibration: operator {operator!r}: {error}") from error
+
+
+def activation_grids(
+    config: BitwidthConfig, observed: Mapping[str, Histogram], method: str, percentile: float
+) -> dict[str, Grid]:
+    """Choose the grids of all configured operators but the weights.
+
+    Args:
+        config: the bit widths.
+        observed: canonical operator name to everything that was seen of it, ``op.Rh_add_br`` included.
+        method: one of `qgru.calibration.methods.METHODS`.
+        percentile: share of values kept by ``"percentile"``, in percent.
+
+    Raises:
+        ValueError: naming the operator whose range no grid holds.
+    """
+    grids = {}
+    for name, chosen in config.operators.items():
+        operator = OPERATORS[name]
+        if operator.function:
+            grids[name] = bounded_grid(operator.function, chosen)
+        elif not operator.is_weight:
+            histogram = observed[name]
+            if name == "matmul.Rh" and OPTIONAL not in config.operators:
+                histogram = histogram + observed[OPTIONAL]
+            with naming(name):
+                grids[name] = grid_from_histogram(histogram, chosen, method, percentile)
+    return grids
+
+
+def weight_grids(
+    config: BitwidthConfig, activations: Mapping[str, Grid], parameters: Parameters, bias: bool, method: str, p: float
+) -> dict[str, Grid]:
+    """Choose the grids of the four weight operators from the parameters' current values.
+
+    Args:
+        config: the bit widths.
+        activations: the other operators' grids.
+        parameters: (weight_ih, weight_hh, bias_ih, bias_hh).
+        bias: False where the biases are missing; their grid is then ``exp2_inv = 0``.
+        method: one of `qgru.calibration.methods.METHODS`.
+        p: share of values kept by ``"percentile"``, in percent.
+
+    Raises:
+        ValueError: naming the operator that holds a non-finite value or a range that no grid holds.
+    """
+    resolved = {OPTIONAL: activations["matmul.Rh"], **activations}
+    grids = {}
+    for name, parameter in zip(("weight.W", "weight.R", "weight.bw", "weight.br"), parameters, strict=True):
+        chosen = config.operators[name]
+        if name in _BIAS_TARGETS and not bias:
+            grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, 0)
+            continue
+        rows = parameter.detach().double().cpu().reshape(len(parameter), -1)
+        with naming(name):
+            exponents = weight_exponents(rows, chosen, method, p)
+        if name in _BIAS_TARGETS:
+            exponents = torch.minimum(exponents, _finest_bias(_BIAS_TARGETS[name], resolved, chosen, len(rows)))
+        clamped = exponents.clamp(MIN_EXPONENT, MAX_EXPONENT)
+        grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, tuple(clamped.tolist()))
+    return grids
+
+
+def weight_exponents(rows: Tensor, config: OperatorConfig, method: str, percentile: float) -> Tensor:
+    """Choose an exponent for each output channel.
+
+    Args:
+        rows: (channels, K) float64.
+        config: bit width and sign.
+        method: one of `qgru.calibration.methods.METHODS`.
+        percentile: share of values kept by ``"percentile"``, in percent.
+
+    Returns:
+        (channels,) int64. A row of zeros takes the smallest exponent of the others, or ``bitwidth - 1``.
+
+    Raises:
+        ValueError: where a value is not finite or a range exceeds the coarsest grid.
+    """
+    if not rows.isfinite().all():
+        raise ValueError("a value is NaN or infinite; expected finite numbers")
+    largest = rows.clamp(min=0) if config.is_unsigned else rows.abs()
+    kept = largest.shape[1] - (int((100 - percentile) / 100 * largest.shape[1] + 1e-9) if method == "percentile" else 0)
+    high = largest.kthvalue(max(kept, 1), dim=1).values
+    start = exponents = finest_exponents(torch.zeros_like(high), high, config)
+    if method == "sqnr":
+        least = _row_errors(rows, start, config)
+        for finer in range(1, config.bitwidth + 1):
+            candidate = (start + finer).clamp(max=MAX_EXPONENT)
+            error = _row_errors(rows, candidate, config)
+            exponents = torch.where(error < least, candidate, exponents)
+            least = torch.minimum(error, least)
+    zero = high == 0
+    if zero.any() and not zero.all():
+        exponents = torch.where(zero, exponents[~zero].min(), exponents)
+    return exponents
+
+
+def _row_errors(rows: Tensor, exponents: Tensor, config: OperatorConfig) -> Tensor:
+    steps = torch.exp2(exponents.double()).unsqueeze(1)
+    return ((rows * steps).round().clamp(config.qmin, config.qmax) / steps - rows).square().sum(1)
+
+
+def _finest_bias(targets: tuple[str, ...], grids: Mapping[str, Grid], config: OperatorConfig, channels: int) -> Tensor:
+    limits = [grids[t].exp2_inv + config.bitwidth - grids[t].bitwidth + _BIAS_HEADROOM for t in targets]
+    return torch.tensor(limits).repeat_interleave(channels // len(targets))

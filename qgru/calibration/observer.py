@@ -1,0 +1,66 @@
+"""What was seen of a module: a histogram for every operator, layer and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from qgru.calibration.cell import naming
+from qgru.calibration.histogram import Histogram
+from qgru.calibration.inner import inner_values
+from qgru.ops.stack import Parameters
+
+Observations = list[dict[str, Histogram]]
+"""For every layer and direction, canonical operator name to histogram. Never changed in place."""
+
+
+@torch.no_grad()
+def observe(
+    x: Tensor, h0: Tensor, parameters: Sequence[Parameters], bidirectional: bool, active: Tensor | None
+) -> Observations:
+    """Count every inner value of one float forward; the arguments are `inner_values`'s.
+
+    It runs in float32 (float64 for a float64 module), outside autocast, and without dropout.
+
+    Raises:
+        ValueError: naming the operator in which a value is NaN or infinite, or saying that there was no value.
+    """
+    dtype = torch.promote_types(parameters[0][0].dtype, torch.float32)
+    cast = [tuple(p.detach().to(dtype) for p in cell) for cell in parameters]
+    if not x.shape[1] or (active is not None and not active.any()):
+        raise ValueError(f"calibration: the input of shape {tuple(x.shape)} holds no values")
+    with torch.autocast(x.device.type, enabled=False):
+        layers = inner_values(x.detach().to(dtype), h0.detach().to(dtype), cast, bidirectional, active)
+        return [{name: _count(name, tensors) for name, tensors in values.items()} for values in layers]
+
+
+def _count(name: str, tensors: list[Tensor]) -> Histogram:
+    with naming(name):
+        histogram = Histogram.of(tensors[0])
+        for tensor in tensors[1:]:
+            histogram = histogram + Histogram.of(tensor)
+    return histogram
+
+
+def merge(a: Observations | None, b: Observations | None) -> Observations | None:
+    """Return what was seen in both; the order does not matter."""
+    if not a or not b:
+        return a or b
+    return [{name: one[name] + other[name] for name in one} for one, other in zip(a, b, strict=True)]
+
+
+def merge_ranks(module: nn.Module) -> None:
+    """Give every rank what all ranks of the default process group observed, in every `QuantGRU` of `module`.
+
+    All ranks must call it. Without a process group it does nothing.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    layers = [layer for layer in module.modules() if hasattr(layer, "observations")]
+    gathered: list[list[Observations | None]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, [layer.observations for layer in layers])
+    for layer, of_all_ranks in zip(layers, zip(*gathered, strict=True), strict=True):
+        layer.observations = reduce(merge, of_all_ranks)

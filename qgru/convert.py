@@ -1,0 +1,126 @@
+"""`nn.GRU` to `QuantGRU` inside any module, and back.
+
+A conversion changes a module's class, not the module: its parameters, hooks and identity stay, and whoever holds a
+reference to it holds the converted one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qgru import state
+from qgru.gru import QuantGRU
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+_OWN_ATTRIBUTES = {
+    *("calibrating", "observations", "percentile_value", "export_mode"),
+    *("_calibration_method", "_export_format", "_stale", "_read", "_state"),
+}
+
+
+class _Converted:
+    """Marks the classes that `_quantized_class` makes, and pickles their instances."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (type(self).__mro__[1],), self.__getstate__()
+
+
+@cache
+def _quantized_class(cls: type[nn.GRU]) -> type[QuantGRU]:
+    """Return `QuantGRU`, or for a subclass of `nn.GRU` one that has its methods in front of `QuantGRU`'s."""
+    if cls is nn.GRU:
+        return QuantGRU
+    return type(
+        cls.__name__, (cls, _Converted, QuantGRU), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    )
+
+
+def _blank(cls: type[nn.GRU]) -> QuantGRU:
+    quantized = _quantized_class(cls)
+    return quantized.__new__(quantized)
+
+
+def convert(module: Module) -> Module:
+    """Turn every `nn.GRU` inside `module`, or `module` itself, into a `QuantGRU`, in place.
+
+    The module objects and their Parameters stay the same ones; a subclass of `nn.GRU` keeps its own methods; what is
+    a `QuantGRU` already is left alone.
+
+    Returns:
+        `module`.
+    """
+    for gru in _modules(module, nn.GRU):
+        if not isinstance(gru, QuantGRU):
+            gru.__class__ = _quantized_class(type(gru))
+            state.register_buffers(gru)
+    return module
+
+
+def revert(module: Module) -> Module:
+    """Turn every `QuantGRU` inside `module`, or `module` itself, back into the class it came from, in place.
+
+    Returns:
+        `module`, without any quantization state.
+    """
+    for gru in _modules(module, QuantGRU):
+        gru.__class__ = type(gru).__mro__[1] if isinstance(gru, _Converted) else nn.GRU
+        for name in state.BUFFERS:
+            delattr(gru, name)
+        for name in [key for key in vars(gru) if key in _OWN_ATTRIBUTES]:
+            delattr(gru, name)
+    return module
+
+
+def _modules(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
+    return (child for child in list(module.modules()) if isinstance(child, kind))
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantGRU]:
+    """Return every `QuantGRU` inside `module` by its qualified name, a shared one once."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, QuantGRU)}
+
+
+def float_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict that the float module would have, loadable into one that holds `nn.GRU`."""
+    prefixes = [name + "." if name else "" for name in _all_names(module)]
+    own = {prefix + name for prefix in prefixes for name in state.BUFFERS}
+    return {key: value for key, value in module.state_dict().items() if key not in own}
+
+
+def _all_names(module: nn.Module) -> list[str]:
+    return [n for n, child in module.named_modules(remove_duplicate=False) if isinstance(child, QuantGRU)]
+
+
+def load_from_checkpoint(cls: Callable[..., Module], path: Any, **kwargs: Any) -> Module:
+    """Load a Lightning checkpoint of a converted module: construct, convert, load.
+
+    Args:
+        cls: the LightningModule's class, which itself builds `nn.GRU`.
+        path: the checkpoint.
+        **kwargs: arguments of the constructor; they win over the hyperparameters that the checkpoint holds.
+
+    Raises:
+        RuntimeError: where the parameters do not fit.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module = cls(**{**_hyper_parameters(cls, checkpoint), **kwargs})
+    configure = getattr(module, "configure_model", None)
+    if configure:
+        configure()
+    convert(module).load_state_dict(checkpoint["state_dict"])
+    return module
+
+
+def _hyper_parameters(cls: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    saved = checkpoint.get("hyper_parameters", {})
+    accepted = inspect.signature(cls.__init__).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return {key: value for key, value in saved.items() if takes_all or key in accepted}

@@ -1,0 +1,239 @@
+"""`QuantGRU`: `nn.GRU`'s surface and parameters, with a quantization state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from qgru import adjust, quant_params, state
+from qgru.calibrated import CalibratedGRU
+from qgru.grid import Grid
+from qgru.layout import standardize
+from qgru.ops.stack import quantized_gru
+from qgru.schema import BitwidthConfig, canonical_name, load_config
+
+EXPORT_FORMATS = ("float", "qdq")
+
+
+class QuantGRU(CalibratedGRU):
+    """A drop-in for `nn.GRU` whose every operator can be quantized.
+
+    In float mode it *is* `nn.GRU`. With ``calibrating`` on, a forward returns the float result and records what it
+    saw. With ``use_quantization`` on, it computes the integers of the definition, differentiably.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: `nn.GRU`'s.
+        use_quantization: the switch's initial value.
+
+    Attributes:
+        calibrating: record what float forwards see; wins over ``use_quantization``.
+        export_mode: make `forward` traceable by `torch.onnx.export`.
+    """
+
+    calibrating: bool = False
+    export_mode: bool = False
+    _export_format: str = "qdq"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        use_quantization: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
+        )
+        state.register_buffers(self)
+        self.use_quantization = use_quantization
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Run the layer; arguments, layouts and results are `nn.GRU`'s.
+
+        Raises:
+            RuntimeError: where quantization is on and no data was seen to calibrate from.
+            ValueError: where ``calibrating`` is on and a value is not finite; the message names the operator.
+        """
+        if self.export_mode:
+            from qgru.export.tracing import export_forward
+
+            return export_forward(self, input, hx)
+        if self.calibrating:
+            self._observe(input, hx)
+        elif self.use_quantization and not self._quant_state().disable_quantization:
+            return self._quantized_forward(input, hx)
+        return super().forward(input, hx)
+
+    def _quantized_forward(self, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor]:
+        self.ensure_calibrated()
+        x, h0, layout = standardize(self, input, hx)
+        grids = [cell.resolved() for cell in self._quant_state().cells]
+        dropout = self.dropout if self.training else 0.0
+        with torch.autocast(x.device.type, enabled=False):
+            result = quantized_gru(x, h0, self._cells(), grids, self.bidirectional, layout.active, dropout)
+        output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
+        return layout.output(output), layout.hidden(h_n)
+
+    @property
+    def export_format(self) -> str:
+        """``"qdq"`` or ``"float"``: what `torch.onnx.export` writes while ``export_mode`` is on."""
+        return self._export_format
+
+    @export_format.setter
+    def export_format(self, value: str) -> None:
+        if value not in EXPORT_FORMATS:
+            raise ValueError(f"export_format is {value!r}; expected one of {', '.join(EXPORT_FORMATS)}")
+        self._export_format = value
+
+    @property
+    def bitwidth_config(self) -> BitwidthConfig:
+        """The bit widths of the first layer, which are those of all unless `adjust_quant_config` named one."""
+        return self._quant_state().cells[0].config
+
+    def load_bitwidth_config(self, config: str | Path | Mapping[str, Any], verbose: bool = False) -> None:
+        """Set the bit widths of every layer and direction.
+
+        Args:
+            config: a preset's name, the path of a JSON file, or a mapping.
+            verbose: print the operators.
+
+        Raises:
+            ValueError, FileNotFoundError: where `config` is not a configuration.
+            RuntimeError: where the layer is calibrated and holds no observations to make new grids from.
+        """
+        self._reconfigure([load_config(config)] * len(self._quant_state().cells), verbose)
+
+    def set_all_bitwidth(self, bitwidth: int, is_symmetric: bool = True, verbose: bool = False) -> None:
+        """Give every configured operator a width, and every activation a symmetry; weights stay symmetric.
+
+        Raises:
+            ValueError: where `bitwidth` is not an integer from 1 to 32.
+            RuntimeError: as `load_bitwidth_config`.
+        """
+        cells = self._quant_state().cells
+        self._reconfigure([adjust.with_width(cell.config, bitwidth, is_symmetric) for cell in cells], verbose)
+
+    def _reconfigure(self, configs: list[BitwidthConfig], verbose: bool) -> None:
+        if self.is_calibrated() and not self.observations:
+            raise RuntimeError(
+                "the layer is calibrated and what it observed is gone; call reset_calibration(), set the bit widths, "
+                "and calibrate again, or change single operators with adjust_quant_config()"
+            )
+        cells = tuple(state.CellState(config) for config in configs)
+        self._write(replace(self._quant_state(), cells=cells))
+        if verbose:
+            print(quant_params.summary(self))
+
+    def adjust_quant_config(
+        self,
+        op: str,
+        bitwidth: int | None = None,
+        is_symmetric: bool | None = None,
+        exp2_inv: int | list[int] | None = None,
+        zero_point: int | None = None,
+        layer: int = 0,
+        reverse: bool = False,
+    ) -> None:
+        """Give one operator of one layer a wider or narrower grid over the same range.
+
+        Args:
+            op: full or short name.
+            bitwidth: new width; the range stays.
+            is_symmetric: new symmetry; minmax on the old grid's range.
+            exp2_inv: new exponent as given (a list with one for each channel for a weight).
+            zero_point: new zero point as given.
+            layer: which layer.
+            reverse: which direction; ``x`` is set for both, which share it.
+
+        Raises:
+            ValueError: for an unknown operator, or a value off its range or grid.
+            RuntimeError: where an exponent or zero point is given before calibration.
+        """
+        if self._stale:
+            self.ensure_calibrated()
+        changed = adjust.Change(canonical_name(op), bitwidth, is_symmetric, exp2_inv, zero_point)
+        indices = {self._index(layer, reverse)}
+        if changed.op == "input.x":
+            indices |= {self._index(layer, other) for other in (False, self.bidirectional)}
+        cells = list(self._quant_state().cells)
+        for index in indices:
+            cells[index] = adjust.adjusted(cells[index], changed)
+        self._write(replace(self._quant_state(), cells=tuple(cells)))
+
+    def get_quant_config(self, op: str | None = None, layer: int = 0, reverse: bool = False) -> dict[str, Any]:
+        """Return ``bitwidth, is_symmetric, is_unsigned, exp2_inv, zero_point, scale`` of an operator.
+
+        Args:
+            op: full or short name; None for a dict of all configured operators by canonical name.
+            layer: which layer.
+            reverse: which direction.
+
+        Returns:
+            The last three values are None before calibration, and `exp2_inv` and `scale` are lists for a weight.
+        """
+        cell = self._quant_state().cells[self._index(layer, reverse)]
+        if op is None:
+            return {name: quant_params.describe(cell, name) for name in cell.config.operators}
+        return quant_params.describe(cell, canonical_name(op))
+
+    def grids(self, layer: int = 0, reverse: bool = False) -> dict[str, Grid]:
+        """Return every operator's grid by canonical name, ``op.Rh_add_br`` included.
+
+        Raises:
+            RuntimeError: where the layer is not calibrated.
+        """
+        self.ensure_calibrated()
+        return self._quant_state().cells[self._index(layer, reverse)].resolved()
+
+    def quantized_weights(self, layer: int = 0, reverse: bool = False) -> dict[str, Tensor]:
+        """Return the integers of the four parameters by canonical name, int64, gates in the order r, z, n.
+
+        Raises:
+            RuntimeError: where the layer is not calibrated.
+        """
+        grids = self.grids(layer, reverse)
+        parameters = zip(state.WEIGHTS, self._cells()[self._index(layer, reverse)], strict=True)
+        return {name: grids[name].quantize(parameter.detach()) for name, parameter in parameters}
+
+    def export_quant_params(self, path: str | Path, include_weights: bool = False, verbose: bool = False) -> None:
+        """Write ``quant_params.json``.
+
+        Raises:
+            RuntimeError: where the layer is not calibrated.
+        """
+        self.ensure_calibrated()
+        quant_params.save(self, path, include_weights)
+        if verbose:
+            print(f"wrote {path}\n{quant_params.summary(self)}")
+
+    def load_quant_params(self, path: str | Path, verbose: bool = False) -> None:
+        """Take the grids of a ``quant_params.json``; the parameters stay.
+
+        Raises:
+            ValueError: where the file is not one or does not fit the module; nothing is changed then.
+        """
+        cells = quant_params.load(self, path)
+        self.observations, self._stale = None, False
+        self._write(replace(self._quant_state(), cells=cells))
+        if verbose:
+            print(f"loaded {path}\n{quant_params.summary(self)}")
+
+    def _index(self, layer: int, reverse: bool) -> int:
+        if not 0 <= layer < self.num_layers or (reverse and not self.bidirectional):
+            directions = 2 if self.bidirectional else 1
+            raise ValueError(
+                f"layer {layer}, reverse {reverse}: expected one of {self.num_layers} layers, {directions} direction(s)"
+            )
+        return layer * (2 if self.bidirectional else 1) + int(reverse)

@@ -1,0 +1,1 @@
+"""The quantized GRU as functions of tensors; `reference` is the definition."""
