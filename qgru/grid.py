@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,17 +46,17 @@ class Grid:
         if not self.qmin <= self.zero_point <= self.qmax:
             raise ValueError(f"zero_point is {self.zero_point}; expected it on the grid, {self.qmin} to {self.qmax}")
 
-    @property
+    @cached_property
     def config(self) -> OperatorConfig:
         """The part of the grid that a user chooses."""
         return OperatorConfig(self.bitwidth, self.is_symmetric, self.is_unsigned)
 
-    @property
+    @cached_property
     def qmin(self) -> int:
         """The smallest integer."""
         return self.config.qmin
 
-    @property
+    @cached_property
     def qmax(self) -> int:
         """The largest integer."""
         return self.config.qmax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -45,7 +46,9 @@ def inner_values(
 def _float_layer(rows: Tensor, batch_sizes: Tensor, h0: Tensor, cells: list[Parameters]) -> Tensor:
     """Run one layer on packed rows (valid, features) with torch's own kernel; returns its packed output."""
     flat = [parameter for cell in cells for parameter in cell]
-    return torch._VF.gru(rows, batch_sizes.cpu(), h0, flat, True, 1, 0.0, False, len(cells) == 2)[0]
+    with warnings.catch_warnings():  # cuDNN's, that one layer's weights are not its whole flat buffer
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        return torch._VF.gru(rows, batch_sizes.cpu(), h0, flat, True, 1, 0.0, False, len(cells) == 2)[0]
 
 
 def _previous_states(states: Tensor, h0: Tensor, valid: Tensor, reverse: bool) -> Tensor:
