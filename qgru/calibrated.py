@@ -25,13 +25,12 @@ class CalibratedGRU(StatefulGRU):
     """Observe float forwards; make grids of what was seen.
 
     Attributes:
-        percentile_value: share of values that ``"percentile"`` keeps, in percent.
         observations: what was seen since the last reset, None where nothing was.
     """
 
-    percentile_value: float = 99.99
     observations: Observations | None = None
     _calibration_method: str = "sqnr"
+    _percentile_value: float = 99.99
 
     def _observe(self, input: Tensor | PackedSequence, hx: Tensor | None) -> None:
         x, h0, layout = standardize(self, input, hx)
@@ -57,6 +56,17 @@ class CalibratedGRU(StatefulGRU):
         if value not in METHODS:
             raise ValueError(f"calibration_method is {value!r}; expected one of {', '.join(METHODS)}")
         self._calibration_method = value
+
+    @property
+    def percentile_value(self) -> float:
+        """Share of values that ``"percentile"`` keeps, in percent: above 0, at most 100."""
+        return self._percentile_value
+
+    @percentile_value.setter
+    def percentile_value(self, value: float) -> None:
+        if not isinstance(value, int | float) or not 0 < value <= 100:
+            raise ValueError(f"percentile_value is {value!r}; expected a number above 0 and at most 100")
+        self._percentile_value = float(value)
 
     def is_calibrated(self) -> bool:
         """Return True where every operator has a grid."""

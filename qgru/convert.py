@@ -21,8 +21,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 _OWN_ATTRIBUTES = {
-    *("calibrating", "observations", "percentile_value", "export_mode"),
-    *("_calibration_method", "_export_format", "_stale", "_read", "_state"),
+    *("calibrating", "observations", "export_mode"),
+    *("_calibration_method", "_percentile_value", "_export_format", "_stale", "_read", "_state"),
 }
 
 

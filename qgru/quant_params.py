@@ -97,13 +97,15 @@ def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
     cells = []
     for section, old in zip(expected, gru._quant_state().cells, strict=True):
         entries = _mapping(content.get(section), f"section {section!r}")
-        grids = {canonical_name(short): _grid(gru, section, short, entry, order) for short, entry in entries.items()}
+        names = {short: canonical_name(short) for short in entries}
+        kept = {short: name for short, name in names.items() if gru.bias or name not in _BIASES}
+        grids = {name: _grid(gru, section, short, entries[short], order) for short, name in kept.items()}
         missing = [n for n in OPERATORS if n != OPTIONAL and n not in grids and (gru.bias or n not in _BIASES)]
         if missing:
             raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
         for name in _BIASES if not gru.bias else ():
-            kept = old.config.operators[name]
-            grids[name] = Grid(kept.bitwidth, True, kept.is_unsigned, 0)
+            own = old.config.operators[name]
+            grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
         configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
         cells.append(CellState(configs, {name: grids[name] for name in configs.operators}))
     if any(a.grids["input.x"] != b.grids["input.x"] for a, b in _direction_pairs(gru, cells)):
@@ -127,7 +129,7 @@ def _grid(gru: QuantGRU, section: str, short: str, entry: Any, order: str) -> Gr
         if kind is None:
             raise ValueError(f"dtype is {fields.get('dtype')!r}; expected INT<bits> or UINT<bits>")
         exponent, zero_point = _exponent(fields), fields.get("zero_point", 0)
-        if OPERATORS[name].is_weight and (gru.bias or name not in _BIASES):
+        if OPERATORS[name].is_weight:
             exponent = _per_channel(exponent, 3 * gru.hidden_size, order)
             zero_point = next((z for z in zero_point if z), 0) if isinstance(zero_point, list) else zero_point
         return Grid(int(kind[2]), fields.get("symmetric", zero_point == 0), bool(kind[1]), exponent, zero_point)

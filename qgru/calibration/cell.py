@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -55,6 +56,7 @@ def activation_grids(
                 histogram = histogram + observed[OPTIONAL]
             with naming(name):
                 grids[name] = grid_from_histogram(histogram, chosen, method, percentile)
+            _warn_of_lost_negatives(name, chosen, histogram.low)
     return grids
 
 
@@ -84,11 +86,19 @@ def weight_grids(
         rows = parameter.detach().double().cpu().reshape(len(parameter), -1)
         with naming(name):
             exponents = weight_exponents(rows, chosen, method, p)
+        _warn_of_lost_negatives(name, chosen, float(rows.min()))
         if name in _BIAS_TARGETS:
             exponents = torch.minimum(exponents, _finest_bias(_BIAS_TARGETS[name], resolved, chosen, len(rows)))
         clamped = exponents.clamp(MIN_EXPONENT, MAX_EXPONENT)
         grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, tuple(clamped.tolist()))
     return grids
+
+
+def _warn_of_lost_negatives(name: str, config: OperatorConfig, low: float) -> None:
+    if low < 0 and config.is_unsigned and config.is_symmetric:
+        warnings.warn(
+            f"operator {name!r}: values down to {low:g} saturate to 0 on an unsigned symmetric grid", stacklevel=5
+        )
 
 
 def weight_exponents(rows: Tensor, config: OperatorConfig, method: str, percentile: float) -> Tensor:

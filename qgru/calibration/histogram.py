@@ -15,6 +15,7 @@ from torch import Tensor
 _KEPT_BITS, _DROPPED_BITS = 10, 13
 _KEYS = 1 << (1 + 8 + _KEPT_BITS)
 _SIGN = _KEYS >> 1
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,26 @@ class Histogram:
 
     @classmethod
     def of(cls, values: Tensor) -> Histogram:
-        """Count `values`, of any shape and at least one; they are rounded to float32.
+        """Count `values`, of any shape and at least one; inside the bins they are rounded to float32.
 
         Raises:
             ValueError: where one is NaN or infinite.
         """
-        values = values.detach().flatten().float() + 0.0  # -0.0 becomes 0.0
-        low, high = (bound.item() for bound in values.aminmax())
-        if not -torch.inf < low <= high < torch.inf:
-            raise ValueError(f"the values range from {low} to {high}; expected finite numbers")
-        bits = values.view(torch.int32)
+        low, high = (bound.item() for bound in values.detach().aminmax())
+        if not -_LARGEST <= low <= high <= _LARGEST:
+            raise ValueError(f"the values range from {low} to {high}; expected finite float32 numbers")
+        bits = (values.detach().flatten().float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
         keys = ((bits >> _DROPPED_BITS) & (_KEYS - 1)).long()
         position = (bits & ((1 << _DROPPED_BITS) - 1)).double()
-        counts = torch.bincount(keys, minlength=_KEYS)
+        if len(keys) < _KEYS:  # sorting beats counting into empty bins
+            bins, index = keys.unique(return_inverse=True)
+        else:
+            bins, index = torch.arange(_KEYS, device=keys.device), keys
+        counts = torch.bincount(index, minlength=len(bins))
         seen = counts.nonzero().squeeze(1)
-        sums, squares = (torch.bincount(keys, w, _KEYS)[seen].long().cpu() for w in (position, position * position))
-        return cls(seen.cpu(), counts[seen].cpu(), sums, squares, low, high)
+        weights = (position, position * position)
+        sums, squares = (torch.bincount(index, w, len(bins))[seen].long().cpu() for w in weights)
+        return cls(bins[seen].cpu(), counts[seen].cpu(), sums, squares, low, high)
 
     def __add__(self, other: Histogram) -> Histogram:
         keys, index = torch.cat([self.keys, other.keys]).unique(return_inverse=True)

@@ -37,9 +37,9 @@ def inner_values(
         states = _float_layer(feed, valid.sum(1), start, cells)
         for direction, (cell, own) in enumerate(zip(cells, states.chunk(directions, -1), strict=True)):
             previous = _previous_states(own, start[direction], valid, reverse=direction == 1)
-            values = {name: [value] for name, value in _operators(feed, previous, cell).items()}
-            values["output.h"] = [own, start[direction]]
-            yield {"input.x": [feed], **values} if direction == 0 else values
+            shared = {"input.x": [feed]} if direction == 0 else {}
+            own_states = {"output.h": [start[direction], own]}
+            yield shared | own_states | {op: [value] for op, value in _operators(feed, previous, cell).items()}
         feed = states
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
 import torch
@@ -29,8 +28,6 @@ def grid_from_histogram(histogram: Histogram, config: OperatorConfig, method: st
         ValueError: where even the coarsest grid is too fine for the range.
     """
     low, high = histogram.low, histogram.high
-    if low < 0 and config.is_unsigned and config.is_symmetric:
-        warnings.warn(f"values down to {low:g} saturate to 0 on an unsigned symmetric grid", stacklevel=2)
     if method == "percentile":
         low, high = percentile_range(histogram, config, percentile)
     grid = grid_from_range(low, high, config)

@@ -32,6 +32,10 @@ def observe(
     cast = [tuple(p.detach().to(dtype) for p in cell) for cell in parameters]
     if not x.shape[1] or (active is not None and not active.any()):
         raise ValueError(f"calibration: the input of shape {tuple(x.shape)} holds no values")
+    for cell in cast:
+        for name, parameter in zip(("weight.W", "weight.R", "weight.bw", "weight.br"), cell, strict=True):
+            if not parameter.isfinite().all():
+                raise ValueError(f"calibration: operator {name!r}: the parameter holds NaN or infinity")
     with torch.autocast(x.device.type, enabled=False):
         layers = inner_values(x.detach().to(dtype), h0.detach().to(dtype), cast, bidirectional, active)
         return [{name: _count(name, tensors) for name, tensors in values.items()} for values in layers]
