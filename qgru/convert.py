@@ -99,18 +99,19 @@ def _all_names(module: nn.Module) -> list[str]:
     return [n for n, child in module.named_modules(remove_duplicate=False) if isinstance(child, QuantGRU)]
 
 
-def load_from_checkpoint(cls: Callable[..., Module], path: Any, **kwargs: Any) -> Module:
+def load_from_checkpoint(cls: Callable[..., Module], path: Any, weights_only: bool = True, **kwargs: Any) -> Module:
     """Load a Lightning checkpoint of a converted module: construct, convert, load.
 
     Args:
         cls: the LightningModule's class, which itself builds `nn.GRU`.
         path: the checkpoint.
+        weights_only: `torch.load`'s; False for a checkpoint that holds other objects and that you trust.
         **kwargs: arguments of the constructor; they win over the hyperparameters that the checkpoint holds.
 
     Raises:
         RuntimeError: where the parameters do not fit.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
     module = cls(**{**_hyper_parameters(cls, checkpoint), **kwargs})
     configure = getattr(module, "configure_model", None)
     if configure:

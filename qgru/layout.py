@@ -74,7 +74,7 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
         hx = flat.new_zeros(gru.num_layers * directions, batch, gru.hidden_size)
     batch_sizes = None if packed is None else packed.batch_sizes
     gru.check_forward_args(flat, hx, batch_sizes)
-    _check_device(gru, flat, hx)
+    _check_state(gru, flat, hx)
     if packed is None:
         x = flat.transpose(0, 1) if gru.batch_first else flat
         if len(x) == 0:
@@ -87,8 +87,11 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
     return x, hx, Layout(gru.batch_first, True, packed, active)
 
 
-def _check_device(gru: nn.GRU, input: Tensor, hx: Tensor) -> None:
+def _check_state(gru: nn.GRU, input: Tensor, hx: Tensor) -> None:
+    """Check what torch's kernel would only find on its own."""
     expected = gru.weight_ih_l0.device
     for name, tensor in (("input", input), ("hx", hx)):
         if tensor.device != expected:
             raise RuntimeError(f"GRU: Expected {name} on {expected}, where the parameters are, got {tensor.device}")
+    if hx.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise ValueError(f"GRU: Expected hx of {input.dtype}, the input's type, got {hx.dtype}")

@@ -1,0 +1,132 @@
+"""Stage 1: observe the float model on training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from qgru.calibration import merge_ranks
+from qgru.callbacks.batches import ForwardFn, call_model, training_batches
+from qgru.callbacks.progress import track
+from qgru.convert import quantized_layers
+from qgru.gru import QuantGRU
+
+
+def uncalibrated_layers(module: nn.Module) -> dict[str, QuantGRU]:
+    """Return the layers of a module that hold no grids yet, by qualified name."""
+    return {name: layer for name, layer in quantized_layers(module).items() if not layer.is_calibrated()}
+
+
+def calibrate(module: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> int:
+    """Run the float model over batches while its uncalibrated layers observe their values.
+
+    The module is in eval mode meanwhile; every submodule gets its own mode back, and torch's, numpy's and Python's
+    random states are left as they were. Layers that are calibrated are left alone.
+
+    Args:
+        module: a converted module.
+        batches: what `forward_fn` takes, on the module's device.
+        forward_fn: how to call the module; see `call_model`.
+
+    Returns:
+        The number of batches seen.
+    """
+    layers, seen = uncalibrated_layers(module).values(), 0
+    with extra_pass(module), _observing(layers):
+        for batch in batches:
+            call_model(forward_fn, module, batch)
+            seen += 1
+    return seen
+
+
+@contextmanager
+def _observing(layers: Iterable[QuantGRU]) -> Iterator[None]:
+    for layer in layers:
+        layer.reset_calibration()
+        layer.calibrating = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.calibrating = False
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode; afterwards every submodule has its own mode back."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in modes:
+            submodule.training = mode
+
+
+@contextmanager
+def extra_pass(module: nn.Module) -> Iterator[None]:
+    """Call a module without a trace: in eval mode, uncompiled, without gradients, and from isolated random states."""
+    eager = torch.compiler.set_stance("force_eager")
+    with eval_mode(module), isolate_rng(torch.cuda.is_initialized()), torch.no_grad(), eager:
+        yield
+
+
+class Calibrate(Callback):
+    """Calibrate the layers that are not calibrated yet, at the start of an epoch.
+
+    Under DDP every rank sees its share of the batches, and all of them end with the observations of all.
+
+    Args:
+        epoch: the epoch, counted from 0; 0 is before the first step.
+        batches: the number of training batches, over all ranks.
+        forward_fn: `forward_fn(module, batch)`; by default `module(batch[0])` for a tuple or list, else
+            `module(batch)`.
+
+    Raises:
+        ValueError: for a negative epoch, or fewer than one batch.
+    """
+
+    def __init__(self, epoch: int = 0, batches: int = 32, forward_fn: ForwardFn | None = None) -> None:
+        if epoch < 0:
+            raise ValueError(f"the epoch to calibrate at is {epoch}; expected 0 or more")
+        if batches < 1:
+            raise ValueError(f"the number of calibration batches is {batches}; expected 1 or more")
+        self.epoch, self.batches, self.forward_fn = epoch, batches, forward_fn
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate once the epoch has come."""
+        if trainer.current_epoch >= self.epoch and uncalibrated_layers(pl_module):
+            self.run(trainer, pl_module)
+
+    def run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate now, on the trainer's training data.
+
+        Raises:
+            RuntimeError: where a layer saw no data on any rank.
+        """
+        layers = uncalibrated_layers(pl_module)
+        share = self.batches // trainer.world_size + (trainer.global_rank < self.batches % trainer.world_size)
+        batches = track(trainer, training_batches(trainer, pl_module, share), share, "calibrating")
+        seen = calibrate(pl_module, batches, lambda module, batch: self._forward(trainer, module, batch))
+        merge_ranks(pl_module)
+        total = torch.tensor(float(seen), device=trainer.strategy.root_device)
+        total = int(trainer.strategy.reduce(total, reduce_op="sum"))
+        blind = [name for name, layer in layers.items() if not layer.has_observations()]
+        if blind:
+            why = "no training batch (limit_train_batches, or an empty loader)" if not total else "another forward_fn"
+            expected = "expected at least one" if not total else f"the call on {total} batches did not reach it"
+            raise RuntimeError(f"calibration of layer {blind[0]!r} saw no data: {why}; {expected}")
+        rank_zero_info(f"qgru: calibrated {', '.join(layers)} on {total} training batches")
+
+    def _forward(self, trainer: Trainer, module: nn.Module, batch: Any) -> None:
+        """Call the model in float: outside autocast, but with the default dtype of a `-true` precision."""
+        device = trainer.strategy.root_device.type
+        with trainer.precision_plugin.forward_context(), torch.autocast(device, enabled=False):
+            call_model(self.forward_fn, module, batch)

@@ -1,0 +1,57 @@
+"""What the lifecycle can't work with, refused before anything is changed."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from qgru.gru import QuantGRU
+
+_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that shard parameters: grids are derived from whole tensors.
+
+    Raises:
+        MisconfigurationException: naming the strategy and what to use.
+    """
+    if isinstance(trainer.strategy, _SHARDING):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} shards the parameters, and quantization grids are derived from whole "
+            "tensors; expected a strategy that keeps them whole, e.g. Trainer(strategy='ddp')"
+        )
+
+
+def check_averaging(trainer: Trainer) -> None:
+    """Refuse weight averaging that would average the integer state, or that holds a model without it.
+
+    Raises:
+        MisconfigurationException: naming the fix.
+    """
+    for callback in averaging_callbacks(trainer):
+        name = type(callback).__name__
+        if callback._use_buffers:
+            raise MisconfigurationException(
+                f"{name}(use_buffers=True) averages the buffers that hold the quantization grids, which are integers; "
+                f"expected {name}(use_buffers=False)"
+            )
+        copied = callback._average_model
+        if copied is not None and holds_float_gru(copied):
+            raise MisconfigurationException(
+                f"{name} copied the model before its nn.GRU layers were converted; list the quantization callback "
+                f"before {name} in Trainer(callbacks=[...])"
+            )
+
+
+def averaging_callbacks(trainer: Trainer) -> list[WeightAveraging]:
+    """Return the trainer's weight averaging callbacks."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+
+
+def holds_float_gru(module: nn.Module) -> bool:
+    """Tell whether some `nn.GRU` in a module is not converted."""
+    return any(isinstance(child, nn.GRU) and not isinstance(child, QuantGRU) for child in module.modules())

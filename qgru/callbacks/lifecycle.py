@@ -1,0 +1,266 @@
+"""The whole way in one callback: float training, calibration, quantization-aware training, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, inf
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.hooks import RemovableHandle
+
+from qgru.callbacks import random_state
+from qgru.callbacks.batches import ForwardFn, rewind
+from qgru.callbacks.calibrate import Calibrate, uncalibrated_layers
+from qgru.callbacks.compatibility import check_averaging, check_strategy
+from qgru.callbacks.export import Export
+from qgru.callbacks.finalize import Finalize
+from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
+from qgru.callbacks.qat import QAT
+from qgru.callbacks.weights import exported_weights, share_quantization_state
+from qgru.convert import convert, quantized_layers
+from qgru.schema import load_config
+
+_STATE = "qgru_lifecycle"
+
+
+class QuantizationLifecycle(Callback):
+    """Takes a model that holds `nn.GRU` from float training to exported integers within one fit.
+
+    Every `nn.GRU` is converted in place, in `setup`; until calibration it computes what it did. At the start of one
+    epoch the layers are calibrated on training data and finalized, and from there on training is quantization-aware.
+    When training ends the quantized model is exported: the best checkpoint of the quantized stage where a
+    `ModelCheckpoint` has a monitor, else the averaged weights where there are any, else the last ones.
+
+    Scores of the two stages are not comparable, so `EarlyStopping` and `ModelCheckpoint` start over at calibration,
+    and an early stop of the float stage goes on to calibration at the next epoch; quantization-aware training has the
+    epochs that then remain. A fit that ends before it was calibrated (`max_time`, `max_steps`) is calibrated after
+    its last step and exported without quantization-aware training, as every fit with `qat=False` is; it has no
+    quantized checkpoint, so test the module itself. Learning rate schedules stay what they are.
+
+    `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
+    quantized. Strategies that shard parameters are refused.
+
+    A checkpoint of any stage resumes to the same integers: grids are in the module's state dict, random states in the
+    checkpoint. Modules that come calibrated are trained on with their grids. `Trainer(fast_dev_run=True)` runs every
+    stage on its few batches.
+
+    With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only.
+
+    Args:
+        config: the bit widths: a preset's name, the path of a JSON file, or a mapping.
+        calibrate_at_epoch: the epoch at whose start to calibrate, counted from 0; 0 is before the first step, for
+            weights that are trained already. None is after 70 % of the epochs, and leaves one at least.
+        calibration_batches: the number of training batches to calibrate on, over all ranks.
+        qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, and ends the fit.
+        export_dir: where files go; None writes none.
+        export_formats: of ``"qdq"`` and ``"float"``.
+        forward_fn: `forward_fn(module, batch)` calls the model on a training batch; by default `module(batch[0])`
+            for a tuple or list, else `module(batch)`.
+
+    Raises:
+        ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
+    """
+
+    def __init__(
+        self,
+        config: str | dict[str, Any] = "int8",
+        calibrate_at_epoch: int | None = None,
+        calibration_batches: int = 32,
+        qat: bool = True,
+        export_dir: str | None = None,
+        export_formats: Sequence[str] = ("qdq",),
+        forward_fn: ForwardFn | None = None,
+    ) -> None:
+        self.config = load_config(config)
+        self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
+        self.export_dir = None if export_dir is None else Path(export_dir)
+        self._calibrate = Calibrate(calibrate_at_epoch or 0, calibration_batches, forward_fn)
+        self._finalize = Finalize()
+        self._qat = QAT()
+        self._export = Export(export_dir or ".", export_formats, forward_fn)
+        self._conversion: RemovableHandle | None = None
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._gate = EarlyStopGate()
+        self._resumption = random_state.Resumption()
+        self._calibration_epoch = inf
+        self._has_trained_quantized = self._has_stale_scores = self._is_finished = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Convert the module, so that checkpoints of every stage load into it.
+
+        Layers may be built later, in the module's own `setup`; they are converted before a checkpoint is loaded.
+        """
+        if stage == "fit":
+            check_strategy(trainer)
+            if is_overridden("configure_model", pl_module):
+                pl_module.configure_model()
+            check_averaging(trainer)
+            self._start_over()
+        convert(pl_module)
+        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert_before_loading)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the bit widths of the layers that are not calibrated."""
+        layers = quantized_layers(convert(pl_module))
+        if not layers:
+            raise MisconfigurationException(f"{type(pl_module).__name__} holds no nn.GRU; there is nothing to quantize")
+        for name, layer in layers.items():
+            if not layer.is_calibrated():
+                layer.load_bitwidth_config(self.config)
+            elif layer.bitwidth_config != self.config:
+                rank_zero_warn(
+                    f"qgru: {name} is calibrated and keeps its grids; their bit widths are not those of config"
+                )
+        if self.config.disable_quantization:
+            rank_zero_info("qgru: the configuration has disable_quantization: the run stays in float")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the float stage, where there is one."""
+        self._qat.on_train_start(trainer, pl_module)
+        if self._is_float(pl_module) and not self.config.disable_quantization:
+            self._calibration_epoch = self._plan(trainer)
+            if self.qat:
+                self._gate.close(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate when it is time, and prepare the layers for an epoch of quantization-aware training."""
+        has_to_rewind = self._resumption.before_epoch(trainer)
+        if not self.config.disable_quantization:
+            if self._is_float(pl_module) and trainer.strategy.broadcast(self._is_due(trainer)):
+                if not self.qat:
+                    raise StopIteration  # ends the fit, which is calibrated and exported then
+                self._quantize(trainer, pl_module)
+            if not self._is_float(pl_module):
+                self._qat.run(trainer, pl_module)
+                share_quantization_state(trainer, pl_module)
+                self._has_trained_quantized = True
+        if has_to_rewind:
+            rewind(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Go on with the random states of a checkpoint from the middle of an epoch."""
+        self._resumption.before_batch(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what was compared with the float stage's last score before there was a quantized one."""
+        if self._has_stale_scores and not trainer.sanity_checking:
+            reset_monitors(trainer)
+            self._has_stale_scores = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export; calibrate before that where the fit ended in float."""
+        self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish a fit that had no step left to train, as one resumed after its last epoch."""
+        if not self._is_finished:
+            pl_module.to(trainer.strategy.root_device)
+            self._finish(trainer, pl_module)
+            pl_module.cpu()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind on the trainer's callbacks and the module."""
+        self._gate.open()
+        if self._conversion is not None:
+            self._conversion.remove()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning calls no `teardown` then."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the random states of all ranks, and what a resumed run has to know of the stages."""
+        checkpoint[_STATE] = {
+            "random_states": random_state.capture_all_ranks(trainer),
+            "stop_requested": self._gate.stop_requested,
+            "has_trained_quantized": self._has_trained_quantized,
+            "has_stale_scores": self._has_stale_scores,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them when a fit is resumed."""
+        state = checkpoint.get(_STATE)
+        if state is not None and trainer.state.fn == "fit":
+            self._resumption.load(trainer, state["random_states"])
+            self._gate.stop_requested = state["stop_requested"]
+            self._has_trained_quantized = state["has_trained_quantized"]
+            self._has_stale_scores = state["has_stale_scores"]
+
+    def _plan(self, trainer: Trainer) -> float:
+        """Return the epoch at which to calibrate; infinity is after the last one."""
+        if trainer.fast_dev_run:
+            return 0 if self.qat else inf
+        if self.calibrate_at_epoch is not None or not self.qat:
+            return inf if self.calibrate_at_epoch is None else self.calibrate_at_epoch
+        epochs = _planned_epochs(trainer)
+        if epochs == inf:
+            raise MisconfigurationException(
+                f"calibrate_at_epoch=None is after 70 % of the epochs, and max_epochs={trainer.max_epochs}, "
+                f"max_steps={trainer.max_steps} do not say how many there are; expected a number for calibrate_at_epoch"
+            )
+        return min(round(0.7 * epochs), epochs - 1)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.current_epoch >= self._calibration_epoch or (
+            self._gate.stop_requested
+            and trainer.current_epoch >= (trainer.min_epochs or 0)
+            and trainer.global_step >= (trainer.min_steps or 0)
+        )
+
+    def _is_float(self, pl_module: LightningModule) -> bool:
+        return bool(uncalibrated_layers(pl_module))
+
+    def _quantize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go from the float stage to the quantized one."""
+        self._save(trainer, "float.ckpt")
+        self._calibrate.run(trainer, pl_module)
+        self._finalize.run(trainer, pl_module)
+        for layer in quantized_layers(pl_module).values():
+            layer.use_quantization = True
+        self._save(trainer, "ptq.ckpt")
+        self._gate.open()
+        reset_monitors(trainer)
+        self._has_stale_scores = True
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_finished = True
+        if self.config.disable_quantization:
+            return
+        if self._is_float(pl_module):
+            if self._gate.has_diverged:
+                rank_zero_warn("qgru: the float stage diverged; nothing was quantized or exported")
+                return
+            if self.qat:
+                rank_zero_warn("qgru: training ended before quantization-aware training; calibrating its last weights")
+            self._quantize(trainer, pl_module)
+        if self.export_dir is not None:
+            with exported_weights(trainer, pl_module) as weights:
+                if self._has_trained_quantized:
+                    self._save(trainer, "qat.ckpt")
+                self._export.run(trainer, pl_module, weights)
+            trainer.strategy.barrier("qgru export")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if self.export_dir is not None:
+            trainer.save_checkpoint(self.export_dir / name, weights_only=True)
+
+
+def _convert_before_loading(module: LightningModule, *_: Any) -> None:
+    convert(module)
+
+
+def _planned_epochs(trainer: Trainer) -> float:
+    """Return how many epochs `max_epochs` and `max_steps` allow."""
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else inf
+    if trainer.max_steps == -1 or trainer.num_training_batches == inf:
+        return epochs
+    steps_per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return min(epochs, ceil(trainer.max_steps / steps_per_epoch))

@@ -1,0 +1,87 @@
+"""Which weights a fit exports: the best quantized checkpoint's, else the averaged ones, else the last ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from qgru.callbacks.calibrate import uncalibrated_layers
+from qgru.callbacks.compatibility import averaging_callbacks
+from qgru.convert import quantized_layers
+from qgru.state import BUFFERS
+
+
+@contextmanager
+def exported_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
+    """Lend a module the weights to export; afterwards it has its own again.
+
+    Only rank zero writes files, so only rank zero changes anything.
+
+    Yields:
+        Where the weights are from, in words.
+    """
+    if not trainer.is_global_zero:
+        yield "the weights of rank zero"
+        return
+    own = copy.deepcopy(pl_module.state_dict())
+    observations = {layer: layer.observations for layer in quantized_layers(pl_module).values()}
+    try:
+        yield _lend_best(trainer, pl_module, own) or _lend_averaged(trainer, pl_module) or "the last weights"
+    finally:
+        pl_module.load_state_dict(own)
+        for layer, seen in observations.items():  # loading drops them, and they are still those of these grids
+            layer.observations = seen
+
+
+def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, Tensor]) -> str | None:
+    best = _monitoring_checkpoint(trainer)
+    if best is None:
+        return None
+    path = best.best_model_path
+    # Files in the run's own folder may hold hyperparameters of any type; what a resumed run was told of others may not.
+    is_own = best.dirpath is not None and Path(path).parent == Path(best.dirpath)
+    try:
+        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=not is_own)
+        pl_module.on_load_checkpoint(checkpoint)
+        pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+        if uncalibrated_layers(pl_module):
+            raise ValueError("it holds a float model")
+    except Exception as error:
+        rank_zero_warn(f"qgru: exporting the last weights; the best checkpoint {path} can't serve: {error}")
+        pl_module.load_state_dict(own)
+        return None
+    return f"the best checkpoint {path}"
+
+
+def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the first `ModelCheckpoint` that has a monitor and a best file."""
+    for checkpoint in trainer.checkpoint_callbacks:
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None and checkpoint.best_model_path:
+            return checkpoint
+    return None
+
+
+def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    for callback in averaging_callbacks(trainer):
+        if callback._average_model is not None:
+            pl_module.load_state_dict(callback._average_model.module.state_dict())
+            return f"the weights averaged by {type(callback).__name__}"
+    return None
+
+
+def share_quantization_state(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Give averaged copies of a module its grids at once, so that they are never scored in float or on old grids."""
+    for callback in averaging_callbacks(trainer):
+        if callback._average_model is not None:
+            copies = quantized_layers(callback._average_model.module)
+            for name, layer in quantized_layers(pl_module).items():
+                for buffer in BUFFERS:
+                    getattr(copies[name], buffer).copy_(getattr(layer, buffer))
