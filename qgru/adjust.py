@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qgru.calibration.methods import bounded_grid, grid_from_range
@@ -61,38 +62,42 @@ def _adjusted(cell: CellState, change: Change) -> CellState:
         if explicit:
             raise RuntimeError(f"operator {change.op!r}: exp2_inv and zero_point can be given only after calibration")
         return CellState(configs)
-    grid = _regrid(change.op, cell.grids.get(change.op) or cell.grids["matmul.Rh"], config)
-    if explicit:
-        grid = _explicit(grid, change)
+    start = cell.grids.get(change.op) or cell.grids["matmul.Rh"]
+    exponent, zero_point = _regrid(change, start, config)
+    grid = Grid(config.bitwidth, config.is_symmetric, config.is_unsigned, exponent, zero_point)
     order = {**cell.grids, change.op: grid}
     return CellState(configs, {name: order[name] for name in configs.operators})
 
 
-def _regrid(op: str, grid: Grid, config: OperatorConfig) -> Grid:
-    """Return a grid of `config` over the old one's range."""
-    if grid.config == config:
-        return grid
+def _regrid(change: Change, grid: Grid, config: OperatorConfig) -> tuple[int | tuple[int, ...], int]:
+    """Return the exponent and zero point: as given, else those of `config` over the old grid's range."""
+    exponent, zero_point = change.exp2_inv, change.zero_point
+    if exponent is None or zero_point is None:
+        kept = (grid.exp2_inv, grid.zero_point) if grid.config == config else _over_range(change.op, grid, config)
+        exponent = kept[0] if exponent is None else exponent
+        zero_point = kept[1] if zero_point is None else zero_point
+    return _for_each_channel(exponent, len(grid.exponents)) if grid.is_per_channel else exponent, zero_point
+
+
+def _over_range(op: str, grid: Grid, config: OperatorConfig) -> tuple[int | tuple[int, ...], int]:
     function = OPERATORS[op].function
     if function:
-        return bounded_grid(function, config)
+        bounded = bounded_grid(function, config)
+        return bounded.exp2_inv, bounded.zero_point
     if grid.is_symmetric != config.is_symmetric:
-        return grid_from_range(*(float(grid.scale * (q - grid.zero_point)) for q in (grid.qmin, grid.qmax)), config)
+        ends = (float(grid.scale * (q - grid.zero_point)) for q in (grid.qmin, grid.qmax))
+        fitted = grid_from_range(*ends, config)
+        return fitted.exp2_inv, fitted.zero_point
     finer = config.bitwidth - grid.bitwidth
     if grid.is_per_channel:
-        return Grid(config.bitwidth, True, config.is_unsigned, tuple(n + finer for n in grid.exponents))
-    zero_point = 0
-    if not config.is_symmetric:
-        moved = config.qmin + round((grid.zero_point - grid.qmin) * 2.0**finer)
-        zero_point = min(max(moved, config.qmin), config.qmax)
-    return replace(grid, bitwidth=config.bitwidth, exp2_inv=grid.exp2_inv + finer, zero_point=zero_point)
+        return tuple(n + finer for n in grid.exponents), 0
+    moved = config.qmin + round((grid.zero_point - grid.qmin) * 2.0**finer)
+    zero_point = 0 if config.is_symmetric else min(max(moved, config.qmin), config.qmax)
+    return grid.exp2_inv + finer, zero_point
 
 
-def _explicit(grid: Grid, change: Change) -> Grid:
-    exponent = grid.exp2_inv if change.exp2_inv is None else change.exp2_inv
-    if grid.is_per_channel:
-        given = exponent if isinstance(exponent, list | tuple) else [exponent] * len(grid.exponents)
-        if len(given) != len(grid.exponents):
-            raise ValueError(f"exp2_inv has {len(given)} entries; expected {len(grid.exponents)}, one for each channel")
-        exponent = tuple(given)
-    zero_point = grid.zero_point if change.zero_point is None else change.zero_point
-    return replace(grid, exp2_inv=exponent, zero_point=zero_point)
+def _for_each_channel(exponent: int | Sequence[int], channels: int) -> tuple[int, ...]:
+    given = exponent if isinstance(exponent, list | tuple) else [exponent] * channels
+    if len(given) != channels:
+        raise ValueError(f"exp2_inv has {len(given)} entries; expected {channels}, one for each channel")
+    return tuple(given)

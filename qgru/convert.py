@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from qgru import state
 from qgru.gru import QuantGRU
@@ -59,7 +60,7 @@ def convert(module: Module) -> Module:
     """
     for gru in _modules(module, nn.GRU):
         if not isinstance(gru, QuantGRU):
-            gru.__class__ = _quantized_class(type(gru))
+            _change_class(gru, _quantized_class)
             state.register_buffers(gru)
     return module
 
@@ -71,12 +72,26 @@ def revert(module: Module) -> Module:
         `module`, without any quantization state.
     """
     for gru in _modules(module, QuantGRU):
-        gru.__class__ = type(gru).__mro__[1] if isinstance(gru, _Converted) else nn.GRU
+        _change_class(gru, _float_class)
         for name in state.BUFFERS:
             delattr(gru, name)
         for name in [key for key in vars(gru) if key in _OWN_ATTRIBUTES]:
             delattr(gru, name)
     return module
+
+
+def _float_class(cls: type[QuantGRU]) -> type[nn.GRU]:
+    return cls.__mro__[1] if issubclass(cls, _Converted) else nn.GRU
+
+
+def _change_class(gru: nn.GRU, change: Callable[[type], type]) -> None:
+    """Change a module's class, under the class that `torch.nn.utils.parametrize` may have put over it."""
+    if not parametrize.is_parametrized(gru):
+        gru.__class__ = change(type(gru))
+        return
+    injected = type(gru)
+    names = {key: value for key, value in vars(injected).items() if key not in ("__dict__", "__weakref__")}
+    gru.__class__ = type(injected.__name__, (change(injected.__bases__[0]),), names)
 
 
 def _modules(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:

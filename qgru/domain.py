@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qgru.grid import Grid
+from qgru.ops.exact import complement_bound
 from qgru.schema import OPTIONAL
 
 _PRODUCT_BITS, _SUM_BITS = 62, 60
 
-_PRODUCTS = (("gate.r_out", OPTIONAL), ("gate.z_out", "output.h"), ("gate.z_out", "gate.g_out"))
+_PRODUCTS = (("gate.r_out", OPTIONAL), ("gate.z_out", "output.h"))
 _SUMS = (
     ("matmul.Wx", "matmul.Rh", "weight.bw", "weight.br"),
     ("matmul.Rh", "weight.br"),
@@ -34,6 +35,9 @@ def outside_domain(grids: Mapping[str, Grid], input_size: int, hidden_size: int)
         bits = grids[a].bitwidth + grids[b].bitwidth
         if bits > _PRODUCT_BITS:
             yield f"{a} x {b} takes {bits} bits (at most {_PRODUCT_BITS})"
+    bits = (complement_bound(grids["gate.z_out"]) - 1).bit_length() + grids["gate.g_out"].bitwidth
+    if bits > _PRODUCT_BITS:
+        yield f"(1 - gate.z_out) x gate.g_out takes {bits} bits (at most {_PRODUCT_BITS})"
     for names in _SUMS:
         terms = [grids[name] for name in names]
         bits = max(g.bitwidth - min(g.exponents) for g in terms) + max(max(g.exponents) for g in terms)

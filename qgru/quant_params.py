@@ -88,7 +88,7 @@ def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
     info = _mapping(content, "the file").get("model_info")
     _check_model(gru, _mapping(info, "model_info"))
     order = info.get("gate_order", "zrn")
-    if sorted(order) != sorted(_GATE_ORDER):
+    if not isinstance(order, str) or sorted(order) != sorted(_GATE_ORDER):
         raise ValueError(f"gate_order is {order!r}; expected the letters {_GATE_ORDER!r} in some order")
     expected = _sections(gru)
     extra = [key for key in content if key.startswith("operators") and key not in expected]

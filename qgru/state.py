@@ -109,7 +109,7 @@ class StatefulGRU(nn.GRU):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
         if is_float:
             missing_keys[:] = [key for key in missing_keys if key not in own]
-            self._write(self._quant_state().without_grids())
+            self._write(self._state.without_grids())  # after `to_empty` the buffers hold anything
         if is_float or own[0] in state_dict:
             self.observations, self._stale = None, False
             self._quant_state()

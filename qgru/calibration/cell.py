@@ -84,11 +84,10 @@ def weight_grids(
             grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, 0)
             continue
         rows = parameter.detach().double().cpu().reshape(len(parameter), -1)
+        finest = _finest_bias(_BIAS_TARGETS[name], resolved, chosen, len(rows)) if name in _BIAS_TARGETS else None
         with naming(name):
-            exponents = weight_exponents(rows, chosen, method, p)
+            exponents = weight_exponents(rows, chosen, method, p, finest)
         _warn_of_lost_negatives(name, chosen, float(rows.min()))
-        if name in _BIAS_TARGETS:
-            exponents = torch.minimum(exponents, _finest_bias(_BIAS_TARGETS[name], resolved, chosen, len(rows)))
         clamped = exponents.clamp(MIN_EXPONENT, MAX_EXPONENT)
         grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, tuple(clamped.tolist()))
     return grids
@@ -101,7 +100,9 @@ def _warn_of_lost_negatives(name: str, config: OperatorConfig, low: float) -> No
         )
 
 
-def weight_exponents(rows: Tensor, config: OperatorConfig, method: str, percentile: float) -> Tensor:
+def weight_exponents(
+    rows: Tensor, config: OperatorConfig, method: str, percentile: float, finest: Tensor | None = None
+) -> Tensor:
     """Choose an exponent for each output channel.
 
     Args:
@@ -109,6 +110,7 @@ def weight_exponents(rows: Tensor, config: OperatorConfig, method: str, percenti
         config: bit width and sign.
         method: one of `qgru.calibration.methods.METHODS`.
         percentile: share of values kept by ``"percentile"``, in percent.
+        finest: (channels,) int64, the largest exponent of each channel; None sets no limit.
 
     Returns:
         (channels,) int64. A row of zeros takes the smallest exponent of the others, or ``bitwidth - 1``.
@@ -129,9 +131,10 @@ def weight_exponents(rows: Tensor, config: OperatorConfig, method: str, percenti
             error = _row_errors(rows, candidate, config)
             exponents = torch.where(error < least, candidate, exponents)
             least = torch.minimum(error, least)
-    zero = high == 0
+    finest = torch.full_like(exponents, MAX_EXPONENT) if finest is None else finest
+    exponents, zero = torch.minimum(exponents, finest), high == 0
     if zero.any() and not zero.all():
-        exponents = torch.where(zero, exponents[~zero].min(), exponents)
+        exponents = torch.where(zero, torch.minimum(exponents[~zero].min(), finest), exponents)
     return exponents
 
 

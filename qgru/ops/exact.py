@@ -6,7 +6,6 @@ mantissa goes along with it. Past 62 bits only the float64 is left, and the last
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,24 +14,24 @@ from torch import Tensor
 
 from qgru.grid import Grid
 
-FLOAT64_BITS, INT64_BITS = 53, 62
-_LIMB = 16
+_FLOAT64, _INT64 = 1 << 53, 1 << 62
+_INT64_BITS, _LIMB = 62, 16
 _GRID_BITS = 34  # every 32-bit grid saturates below 2**34, whatever its zero point
 
 
 @dataclass(frozen=True)
 class Exact:
-    """A tensor of numbers ``mantissa * 2**-exponent`` with ``abs(mantissa) <= 2**bits``.
+    """A tensor of numbers ``mantissa * 2**-exponent`` with ``abs(mantissa) <= bound``.
 
     Attributes:
         value: the numbers in float64; this is the tensor that carries the gradient.
-        bits: the bound on the mantissa.
+        bound: the largest magnitude that the mantissa can have.
         exponent: one for the tensor, or int64 with one for each channel (broadcasts with `value`).
         wide: the int64 mantissa where `value` may have been rounded, else None.
     """
 
     value: Tensor
-    bits: int
+    bound: int
     exponent: int | Tensor
     wide: Tensor | None = None
 
@@ -43,49 +42,48 @@ class Exact:
             return self.wide
         return (self.value.detach() * _power_of_two(self.exponent)).long()
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Exact:
-        """Apply an indexing or layout function; the exponent is one for the tensor."""
-        return Exact(function(self.value), self.bits, self.exponent, None if self.wide is None else function(self.wide))
-
     def split(self, channels: int) -> list[Exact]:
         """Cut the last dimension into pieces of `channels`, per-channel exponents with it."""
         values = self.value.split(channels, -1)
         wides = [None] * len(values) if self.wide is None else self.wide.split(channels, -1)
         per_channel = isinstance(self.exponent, Tensor)
         exponents = self.exponent.split(channels, -1) if per_channel else [self.exponent] * len(values)
-        return [Exact(v, self.bits, e, w) for v, e, w in zip(values, exponents, wides, strict=True)]
+        return [Exact(v, self.bound, e, w) for v, e, w in zip(values, exponents, wides, strict=True)]
 
     def unbind(self) -> list[Exact]:
         """Take dimension 0 apart."""
         wides = [None] * len(self.value) if self.wide is None else self.wide.unbind(0)
-        return [Exact(v, self.bits, self.exponent, w) for v, w in zip(self.value.unbind(0), wides, strict=True)]
+        return [Exact(v, self.bound, self.exponent, w) for v, w in zip(self.value.unbind(0), wides, strict=True)]
 
 
 def add(*terms: Exact) -> Exact:
     """Return the exact sum, on the finest exponent of all terms and channels."""
-    coarsest = [int(t.exponent.min()) if isinstance(t.exponent, Tensor) else t.exponent for t in terms]
     finest = max(int(t.exponent.max()) if isinstance(t.exponent, Tensor) else t.exponent for t in terms)
-    aligned = max(term.bits - exponent for term, exponent in zip(terms, coarsest, strict=True)) + finest
-    bits = aligned + (len(terms) - 1).bit_length()
+    coarsest = (int(t.exponent.min()) if isinstance(t.exponent, Tensor) else t.exponent for t in terms)
+    bound = sum(term.bound << (finest - exponent) for term, exponent in zip(terms, coarsest, strict=True))
     value = sum((term.value for term in terms[1:]), terms[0].value)
-    if not FLOAT64_BITS < bits <= INT64_BITS:
-        return Exact(value, bits, finest)
-    return Exact(value, bits, finest, sum(term.mantissa << (finest - term.exponent) for term in terms))
+    if not _needs_int64(bound):
+        return Exact(value, bound, finest)
+    return Exact(value, bound, finest, sum(term.mantissa << (finest - term.exponent) for term in terms))
 
 
 def multiply(a: Exact, b: Exact) -> Exact:
     """Return the exact product, element by element."""
-    bits, value, exponent = a.bits + b.bits, a.value * b.value, a.exponent + b.exponent
-    wide = a.mantissa * b.mantissa if FLOAT64_BITS < bits <= INT64_BITS else None
-    return Exact(value, bits, exponent, wide)
+    bound = a.bound * b.bound
+    wide = a.mantissa * b.mantissa if _needs_int64(bound) else None
+    return Exact(a.value * b.value, bound, a.exponent + b.exponent, wide)
 
 
 def one_minus(a: Exact, grid: Grid) -> Exact:
     """Return ``1 - a`` exactly for `a` on `grid`: on its exponent, or on 0 where its steps are coarser than 1."""
-    difference = add(Exact(torch.ones_like(a.value), 0, 0), Exact(-a.value, a.bits, a.exponent))
+    difference = add(Exact(torch.ones_like(a.value), 1, 0), Exact(-a.value, a.bound, a.exponent))
+    return replace(difference, bound=complement_bound(grid))
+
+
+def complement_bound(grid: Grid) -> int:
+    """Return the largest magnitude of ``1 - v`` for `v` on `grid`, in the steps that `one_minus` counts in."""
     one, step = 1 << max(grid.exp2_inv, 0), 1 << max(-grid.exp2_inv, 0)
-    ends = (one - step * (q - grid.zero_point) for q in (grid.qmin, grid.qmax))
-    return replace(difference, bits=max((abs(end) - 1).bit_length() for end in ends))
+    return max(abs(one - step * (q - grid.zero_point)) for q in (grid.qmin, grid.qmax))
 
 
 def matmul(a: Exact, weight: Exact) -> Exact:
@@ -98,11 +96,14 @@ def matmul(a: Exact, weight: Exact) -> Exact:
     Returns:
         (..., M) with exponents of shape (M,).
     """
-    bits = a.bits + weight.bits + (a.value.shape[-1] - 1).bit_length()
+    bound = a.bound * weight.bound * a.value.shape[-1]
     value = torch.nn.functional.linear(a.value, weight.value)
-    exponent = weight.exponent.squeeze(-1) + a.exponent
-    wide = _integer_matmul(a.mantissa, weight.mantissa) if FLOAT64_BITS < bits <= INT64_BITS else None
-    return Exact(value, bits, exponent, wide)
+    wide = _integer_matmul(a.mantissa, weight.mantissa) if _needs_int64(bound) else None
+    return Exact(value, bound, weight.exponent.squeeze(-1) + a.exponent, wide)
+
+
+def _needs_int64(bound: int) -> bool:
+    return _FLOAT64 < bound <= _INT64
 
 
 def quantize(number: Exact, grid: Grid) -> Exact:
@@ -121,7 +122,12 @@ def quantize_real(value: Tensor, grid: Grid) -> Exact:
 def _on_grid(value: Tensor, steps: Tensor, grid: Grid) -> Exact:
     clamped = steps.clamp(grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
     result = StraightThrough.apply(value, clamped / grid.steps_per_unit(value), clamped == steps)
-    return Exact(result, grid.bitwidth, _exponent(value, grid))
+    return Exact(result, mantissa_bound(grid), _exponent(value, grid))
+
+
+def mantissa_bound(grid: Grid) -> int:
+    """Return the largest magnitude of ``q - zero_point``."""
+    return max(grid.zero_point - grid.qmin, grid.qmax - grid.zero_point)
 
 
 def _exponent(value: Tensor, grid: Grid) -> int | Tensor:
@@ -149,11 +155,12 @@ def _integer_matmul(a: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rescale(mantissa: Tensor, shift: int | Tensor) -> Tensor:
-    """Return ``rne(mantissa * 2**-shift)``, saturated to 36 bits."""
+    """Return ``rne(mantissa * 2**-shift)`` for a mantissa of at most 62 bits, saturated to 36."""
     shift = torch.as_tensor(shift, device=mantissa.device)
-    right = shift.clamp(0, INT64_BITS)
+    right = shift.clamp(0, _INT64_BITS)
     odd = (mantissa >> right) & 1
     rounded = (mantissa + (((1 << right) >> 1) - 1 + odd)) >> right
+    rounded = torch.where(shift > _INT64_BITS, 0, rounded)  # at most a half, and a half goes to the even 0
     left = (-shift).clamp(0, _GRID_BITS + 1)
     limit = ((1 << _GRID_BITS) >> left) + 1
     scaled = mantissa.clamp(-limit, limit) << left

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qgru.grid import Grid
-from qgru.ops.exact import Exact, add, matmul, multiply, one_minus, quantize, quantize_real
+from qgru.ops.exact import Exact, add, mantissa_bound, matmul, multiply, one_minus, quantize, quantize_real
 from qgru.schema import OPTIONAL
 
 TABLE_BITS = 16
@@ -79,7 +79,7 @@ def gru_layer(x: Exact, h0: Exact, cell: Cell, active: Tensor | None = None, rev
         updated = step(steps[t], h, cell)
         h = updated if active is None else _keep_padding(active[t], updated, h)
         states[t] = h
-    return Exact(torch.stack([state.value for state in states]), h0.bits, h0.exponent)
+    return Exact(torch.stack([state.value for state in states]), h0.bound, h0.exponent)
 
 
 def project_input(x: Exact, cell: Cell) -> list[Gates]:
@@ -118,7 +118,8 @@ def activate(function: str, pre: Exact, grids: Mapping[str, Grid], gate: str) ->
         return quantize_real(FUNCTIONS[function](pre.value), out_grid)
     values, slopes = _tables(function, pre_grid, out_grid, pre.value.device)
     offset = pre_grid.zero_point - pre_grid.qmin
-    return Exact(Lookup.apply(pre.value, values, slopes, pre_grid.scale, offset), out_grid.bitwidth, out_grid.exp2_inv)
+    result = Lookup.apply(pre.value, values, slopes, pre_grid.scale, offset)
+    return Exact(result, mantissa_bound(out_grid), out_grid.exp2_inv)
 
 
 def activation_table(function: str, pre: Grid, out: Grid) -> Tensor:
@@ -167,4 +168,4 @@ class Lookup(torch.autograd.Function):
 
 
 def _keep_padding(active: Tensor, updated: Exact, h: Exact) -> Exact:
-    return Exact(torch.where(active.unsqueeze(-1), updated.value, h.value), h.bits, h.exponent)
+    return Exact(torch.where(active.unsqueeze(-1), updated.value, h.value), h.bound, h.exponent)
