@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qgru import QuantGRU
 from tests.calibration.raw import calibrate
-from tests.oracle import OPTIONAL, OracleGrid, run_gru
+from tests.oracle import OPTIONAL, OracleGrid, activation, run_gru
 from tests.random_gru import (
     clipped_share,
     differences,
@@ -172,21 +172,45 @@ def test_sums_at_the_edge_of_the_domain(finest: int, tmp_path: Path) -> None:
     assert len({row[0][0] for row in want}) > 4, "the sums saturate: nothing shows"
 
 
-@pytest.mark.parametrize("wide", ["matmul.Wx", "gate.z_pre", "gate.r_pre", "gate.g_pre", "op.rRh", "op.new_contrib"])
-def test_ties_that_only_sixty_bits_can_see(wide: str, tmp_path: Path) -> None:
-    """Wide sums are rounded to a grid of few bits: what float64 drops is what decides."""
-    grids = uniform_grids(3, 28, **{wide.replace(".", "__"): OracleGrid(6, False, 3)})
-    special = {name: OracleGrid(31, False, 27) for name in ("matmul.Wx", "matmul.Rh")}
-    grids |= {name: grid for name, grid in special.items() if name != wide}
-    grids["weight.bw"] = [OracleGrid(28, False, 30)] * 9
+@pytest.mark.parametrize("name", ["matmul.Wx", "matmul.Rh"])
+def test_matrix_products_break_ties_by_their_last_bit(name: str, tmp_path: Path) -> None:
+    """(2k + 1) / 2 steps and 2^-57 of one: a float64 would see a tie."""
+    fine = OracleGrid(30, False, 28)
+    special = {"input__x": fine, "output__h": fine, "weight__W": OracleGrid(30, False, 29)}
+    special |= {"weight__R": special["weight__W"], name.replace(".", "__"): OracleGrid(6, False, 3)}
+    grids = uniform_grids(3, 16, **special)
     assert inside_domain(grids, 3, 3)
-    gru, layers = build(tmp_path / "q.json", [[grids]])
-    with torch.no_grad():
-        gru.weight_ih_l0.copy_(torch.randint(-8, 9, (9, 3)) / 8)
-        gru.bias_ih_l0.copy_(torch.randint(-1, 2, (9,)) * 2.0**-30)
-    x = torch.randint(-64, 65, (3, 5, 3)).double() / 16
-    x += torch.randint(-1, 2, x.shape) * 2.0**-24
-    assert_equal(gru, oracle_layers(gru, [[grids]]), x, None, torch.randn(1, 3, 3, dtype=torch.float64))
+    gru, _ = build(tmp_path / "q.json", [[grids]])
+    for weight in (gru.weight_ih_l0, gru.weight_hh_l0):
+        odd = torch.randint(-7, 8, (9,)) * 2 + 1
+        weight.data.copy_(torch.stack([odd / 16, (-1.0) ** torch.arange(9) * 2.0**-29, torch.zeros(9)], 1))
+    vector = torch.tensor([1.0, 2.0**-28, 0.0], dtype=torch.float64)
+    x = torch.stack([vector, -vector, vector * torch.tensor([1, -1, 1])]).unsqueeze(1)
+    zero = torch.zeros_like(x.transpose(0, 1))
+    arguments = (x, None, zero) if name == "matmul.Wx" else (zero.transpose(0, 1), None, x.transpose(0, 1))
+    assert_equal(gru, oracle_layers(gru, [[grids]]), *[a.contiguous() if a is not None else a for a in arguments])
+
+
+def test_products_break_ties_by_their_last_bit(tmp_path: Path) -> None:
+    """h_0 is the inverse of z modulo a step of z * h, which is then half a step and the last of its 59 bits."""
+    fine, shift = OracleGrid(30, False, 29), 29
+    special = {"gate__z_out": fine, "output__h": fine, "op__old_contrib": OracleGrid(30, False, 2 * 29 - shift)}
+    grids = uniform_grids(3, 16, **special)
+    assert inside_domain(grids, 3, 3)
+    gru, _ = build(tmp_path / "q.json", [[grids]])
+    for parameter in gru.parameters():
+        parameter.data.zero_()
+    z = [0]
+    while not all(q % 2 for q in z):
+        gru.bias_ih_l0.data[3:6] = torch.rand(3) - 0.5
+        bias = oracle_layers(gru, [[grids]])[0][0].reals("weight.bw")[3:6]
+        z = [fine.integer(activation("sigmoid", grids["gate.z_pre"](v), fine)) for v in bias]
+    rows = [
+        [float(fine.real(pow(q, -1, 2**shift) * (2 ** (shift - 1) + off) % 2**shift)) for q in z] for off in (1, -1)
+    ]
+    h0 = torch.tensor([rows], dtype=torch.float64)
+    want = assert_equal(gru, oracle_layers(gru, [[grids]]), torch.zeros(2, 1, 3, dtype=torch.float64), None, h0)
+    assert all(0 < v < 1 for row in want for v in row[0])
 
 
 def test_a_sum_far_below_the_grid_rounds_to_zero(tmp_path: Path) -> None:
@@ -418,7 +442,9 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     torch.manual_seed(1)
     assert torch.equal(gru(x)[0], first) and not torch.equal(gru(x)[0], first)
     gru.dropout = 1.0
-    assert not differences(gru(x)[0].tolist(), run_gru(layers[1:], [[[0.0] * 10] * 6] * 3)[0])
+    output, h_n = gru(x)
+    assert not differences(output.tolist(), run_gru(layers[1:], [[[0.0] * 10] * 6] * 3)[0])
+    assert not differences(h_n[:2].tolist(), expected(layers[:1], x)[1])
     assert_equal(gru.eval(), layers, x)
 
 

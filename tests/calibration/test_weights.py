@@ -94,6 +94,19 @@ def test_rows_of_zeros(method: str) -> None:
     assert exponents[7] == exponents[2] == min(exponents) < exponents[0]
 
 
+@pytest.mark.parametrize("name", DESTINATIONS)
+def test_a_bias_of_zero_takes_the_smallest_exponent_of_the_others_and_its_own_cap(name: str) -> None:
+    gru = build({"gate.z_pre": 6, "gate.g_pre": 12, "gate.r_pre": 9})
+    with torch.no_grad():
+        getattr(gru, NAMES[name]).copy_(torch.logspace(-9, -3, 15))
+        getattr(gru, NAMES[name])[[0, 7, 14]] = 0.0
+    calibrate(gru, random_batches(gru))
+    exponents = gru.grids()[name].exp2_inv
+    others = min(n for channel, n in enumerate(exponents) if channel not in (0, 7, 14))
+    for channel in (0, 7, 14):
+        assert exponents[channel] == min(others, cap(gru, name, channel))
+
+
 def test_all_parameters_zero() -> None:
     gru = build()
     with torch.no_grad():
