@@ -18,7 +18,7 @@ CONF = config_packages()
 RECIPES = find_packages(include=["recipes", "recipes.*"])
 
 setup(
-    packages=[*find_packages(include=["qgru", "qgru.*"]), *CONF, *RECIPES],
-    package_dir={"qgru": "qgru", **CONF},
+    packages=["hydra_plugins.qgru", *find_packages(include=["qgru", "qgru.*"]), *CONF, *RECIPES],
+    package_dir={"qgru": "qgru", "hydra_plugins.qgru": "qgru/hydra", **CONF},
     package_data={name: ["*.yaml"] for name in CONF},
 )

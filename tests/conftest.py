@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # here, for fixtures of a module come before those of a test
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,0 +1,89 @@
+"""The Hydra side of qgru: ``+quant=int8_mixed`` in any Hydra project, with typed bit widths.
+
+A wheel installs this package under ``hydra_plugins`` too, where Hydra finds it by itself. Hydra can't list an editable
+install, so there (and wherever in doubt) the program says ``import qgru.hydra``, or its primary configuration says
+``hydra: {searchpath: [pkg://qgru.conf]}``.
+"""
+
+# Hydra executes plugins before they are in sys.modules: no `from __future__ import annotations` beside dataclasses.
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+@dataclass
+class DefaultNode:
+    """The types of ``default_config``."""
+
+    disable_quantization: bool = False
+
+
+@dataclass
+class OperatorNode:
+    """The types of one operator's entry; ranges are checked by ``qgru.load_config``."""
+
+    bitwidth: int = 8
+    is_symmetric: bool = True
+    is_unsigned: bool = False
+
+
+Group = dict[str, OperatorNode]
+
+
+@dataclass
+class OpNode:
+    """The types of ``op``, with the optional operator: None is left out."""
+
+    rRh: OperatorNode = field(default_factory=OperatorNode)
+    old_contrib: OperatorNode = field(default_factory=OperatorNode)
+    new_contrib: OperatorNode = field(default_factory=OperatorNode)
+    Rh_add_br: Any = None  # OmegaConf can't make a typed node out of None from the command line
+
+
+@dataclass
+class OperatorsNode:
+    """The types of ``operator_config``: ``gate.z_out.bitwidth`` and so on."""
+
+    input: Group = field(default_factory=dict)
+    output: Group = field(default_factory=dict)
+    weight: Group = field(default_factory=dict)
+    matmul: Group = field(default_factory=dict)
+    gate: Group = field(default_factory=dict)
+    op: OpNode = field(default_factory=OpNode)
+
+
+@dataclass
+class QuantNode:
+    """The types of a preset's ``quant`` node."""
+
+    default_config: DefaultNode = field(default_factory=DefaultNode)
+    operator_config: OperatorsNode = field(default_factory=OperatorsNode)
+
+
+class QGRUSearchPathPlugin(SearchPathPlugin):
+    """Appends qgru's configuration folder to Hydra's search path, after the program's own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folder, once."""
+        if all(entry.provider != "qgru" for entry in search_path.get_path()):
+            search_path.append(provider="qgru", path=f"file://{conf_folder()}")
+
+
+def conf_folder() -> Path:
+    """Return the folder of ``quant/``, without importing qgru (and so torch) into every Hydra program."""
+    spec = find_spec("qgru")
+    assert spec is not None and spec.origin is not None  # this file is part of it
+    package = Path(spec.origin).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+ConfigStore.instance().store(group="qgru_schema", name="typed", node=QuantNode, provider="qgru")
+if __name__ == "qgru.hydra":  # as part of hydra_plugins, Hydra is about to register it
+    Plugins.instance().register(QGRUSearchPathPlugin)

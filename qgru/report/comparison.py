@@ -1,0 +1,125 @@
+"""What each stage of a run is worth on the test set: float, before QAT, after it, and the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import nn
+
+from qgru.convert import quantized_layers
+from qgru.gru import QuantGRU
+from qgru.report.distributions import draw_distributions
+from qgru.report.onnx_stage import OnnxForward
+from qgru.report.table import Row, print_rows, write_rows
+
+_STAGES = ("float", "ptq", "qat")
+_EXPORTED = "model_qdq.onnx"
+
+
+def compare(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule, run_dir: str | Path
+) -> list[Row]:
+    """Evaluate every stage that a run left in its folder; print one table, write ``results.csv``, draw the grids.
+
+    The stages are ``float.ckpt``, ``ptq.ckpt``, ``qat.ckpt`` and ``model_qdq.onnx``, as `QuantizationLifecycle` writes
+    them into its `export_dir`; a model without them is evaluated as it is, as ``float``. A data module with a method
+    ``baselines() -> {name: {metric: value}}`` gets a line for each.
+
+    Args:
+        trainer: evaluates with its own precision, devices and limits; nothing reaches its loggers.
+        model: as ``trainer.fit`` left it, and left alone.
+        datamodule: gives the test set.
+        run_dir: the run's folder.
+
+    Returns:
+        The rows of ``results.csv``, the trained model's last.
+    """
+    run_dir = Path(run_dir)
+    found = [stage for stage in _STAGES if quantized_layers(model) and (run_dir / f"{stage}.ckpt").is_file()]
+    with _without_loggers(trainer), _restored(model):
+        rows = [] if found else _evaluate("float", trainer, model, datamodule)
+        for stage in found:
+            checkpoint = torch.load(run_dir / f"{stage}.ckpt", map_location="cpu", weights_only=True)
+            model.load_state_dict(checkpoint["state_dict"])
+            rows += _evaluate(stage, trainer, model, datamodule)
+        if found and (run_dir / _EXPORTED).is_file():
+            rows += _evaluate_onnx(trainer, model, datamodule, run_dir / _EXPORTED)
+    rows = [*_baselines(datamodule), *rows]
+    _write(rows, model, run_dir)
+    return rows
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Count the bytes of all parameters, those of a quantized layer at their bit widths, packed tensor by tensor."""
+    bits = {id(parameter): 8 * parameter.element_size() for parameter in module.parameters()}
+    for gru in quantized_layers(module).values():
+        if gru.use_quantization and not gru.bitwidth_config.disable_quantization:
+            bits.update(_weight_bits(gru))
+    return sum(-(-parameter.numel() * bits[id(parameter)] // 8) for parameter in module.parameters())
+
+
+def _weight_bits(gru: QuantGRU) -> Iterator[tuple[int, int]]:
+    """Yield (id of the parameter, its operator's bit width)."""
+    operators = {"weight_ih": "weight.W", "weight_hh": "weight.R", "bias_ih": "weight.bw", "bias_hh": "weight.br"}
+    for name, parameter in gru.named_parameters():
+        kind, _, place = name.partition("_l")
+        if kind in operators:  # a subclass may have parameters of its own
+            layer, _, reverse = place.partition("_")
+            yield id(parameter), gru.get_quant_config(operators[kind], int(layer), bool(reverse))["bitwidth"]
+
+
+def _evaluate(stage: str, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> list[Row]:
+    (metrics,) = trainer.test(model, datamodule=datamodule, verbose=False)
+    size = weight_bytes(model)
+    return [Row(stage, name, value, size) for name, value in metrics.items()]
+
+
+def _evaluate_onnx(trainer: Trainer, model: LightningModule, datamodule: Any, path: Path) -> list[Row]:
+    """Run the model's own test step with the exported file in place of its forward."""
+    with OnnxForward(path, model) as forward:
+        rows = _evaluate("onnx", trainer, model, datamodule)
+    own = torch.tensor(forward.report.differing_integers, device=trainer.strategy.root_device)
+    differing = int(trainer.strategy.reduce(own, reduce_op="sum"))  # every rank has seen its share of the test set
+    return [replace(row, differing_integers=differing) for row in rows]
+
+
+def _baselines(datamodule: LightningDataModule) -> list[Row]:
+    baselines = datamodule.baselines() if hasattr(datamodule, "baselines") else {}
+    return [Row(name, metric, value) for name, metrics in baselines.items() for metric, value in metrics.items()]
+
+
+@rank_zero_only
+def _write(rows: list[Row], model: nn.Module, run_dir: Path) -> None:
+    write_rows(rows, run_dir / "results.csv")
+    if not draw_distributions(model, run_dir) and quantized_layers(model):
+        rank_zero_info("qgru: no picture of the distributions: what calibration saw is not kept in checkpoints")
+    print_rows(str(run_dir), (), {(): rows})
+
+
+@contextmanager
+def _without_loggers(trainer: Trainer) -> Iterator[None]:
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """In place, for not every model can be copied; loading a stage drops what calibration saw."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    observations = {layer: layer.observations for layer in quantized_layers(model).values()}
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+        for layer, seen in observations.items():
+            layer.observations = seen

@@ -1,0 +1,88 @@
+"""One ``results.csv`` and one table for a whole Hydra sweep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_csv
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its folder's name, what was overridden, and its rows (none: it failed)."""
+
+    name: str
+    overrides: dict[str, str]
+    rows: Sequence[Row]
+
+
+class SweepReport(Callback):
+    """Hydra callback: gathers the jobs' ``results.csv`` into the sweep's folder, and prints their table at the end.
+
+    The file is written anew after every job, so that it is there as well where Hydra stops at a failed one.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Gather what there is so far; say which job failed."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        if job_return.status == JobStatus.FAILED:
+            log.error("job %s failed: %s", config.hydra.job.num, " ".join(config.hydra.overrides.task))
+        _write(read_jobs(config.hydra.sweep.dir), config.hydra.sweep.dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Gather all jobs and print the table."""
+        folder = Path(config.hydra.sweep.dir)
+        jobs = read_jobs(folder)
+        _write(jobs, folder)
+        varied = [key for key in _keys(jobs) if len({job.overrides.get(key) for job in jobs}) > 1]
+        keys = [key for key in varied if key != "seed"]
+        groups: dict[tuple[str, ...], list[Row]] = {}
+        for job in jobs:
+            groups.setdefault(tuple(job.overrides.get(key, "") for key in keys), []).extend(job.rows)
+        print_rows(f"{folder / 'results.csv'}: {len(jobs)} jobs", keys, groups)
+        for job in jobs:
+            if not job.rows:
+                log.error("job %s wrote no results.csv: %s", job.name, job.overrides)
+
+
+def read_jobs(folder: str | Path) -> list[Job]:
+    """Read every job of a sweep's folder, in the order of their numbers."""
+    folders = [path.parent.parent for path in Path(folder).glob("**/.hydra/overrides.yaml")]
+    return [_read_job(path, path.relative_to(folder)) for path in sorted(folders, key=_by_number)]
+
+
+def _read_job(folder: Path, name: Path) -> Job:
+    pairs = [str(item).lstrip("+~").partition("=") for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
+    overrides = {key: value for key, _, value in pairs}
+    overrides.setdefault("seed", str(OmegaConf.load(folder / ".hydra" / "config.yaml").get("seed", "")))
+    results = folder / "results.csv"
+    return Job(str(name), overrides, read_rows(results) if results.exists() else [])
+
+
+def _write(jobs: Sequence[Job], folder: str | Path) -> None:
+    lines = [
+        {"job": job.name, **job.overrides, **(asdict(row) if row else {"stage": "failed"})}
+        for job in jobs
+        for row in job.rows or [None]
+    ]
+    write_csv(lines, ["job", *_keys(jobs), *FIELDS], Path(folder) / "results.csv")
+
+
+def _keys(jobs: Sequence[Job]) -> list[str]:
+    return list(dict.fromkeys(key for job in jobs for key in job.overrides))
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name), "") if folder.name.isdigit() else (-1, str(folder))

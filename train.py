@@ -1,0 +1,39 @@
+"""Train, and with ``+quant=int8_mixed`` quantize, export and compare. ``conf/train.yaml`` lists the choices."""
+
+from typing import Any
+
+import hydra
+import lightning
+from hydra.utils import instantiate
+from lightning.fabric.utilities.warnings import disable_possible_user_warnings
+from omegaconf import DictConfig
+
+import qgru.hydra  # noqa: F401  gives the presets their types
+from qgru.report import compare
+
+
+def nodes(group: DictConfig | None) -> list[Any]:
+    """Instantiate every named node of a group, leaving out those set to null."""
+    return [instantiate(node) for node in (group or {}).values() if node is not None]
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Run one job; return the recipe's ``optimized_metric`` of the last stage, for Hydra's sweepers."""
+    if isinstance(cfg.get("quant"), str):
+        raise ValueError(
+            f"quant is the plain string {cfg.quant!r}; expected a preset's settings. Write +quant={cfg.quant} on the "
+            "command line, with the presets on Hydra's search path: hydra.searchpath=[pkg://qgru.conf]"
+        )
+    lightning.seed_everything(cfg.seed, workers=True)
+    datamodule = instantiate(cfg.datamodule, _convert_="all")
+    model = instantiate(cfg.model, _convert_="all")
+    trainer = instantiate(cfg.trainer, callbacks=nodes(cfg.callbacks), logger=nodes(cfg.logger))
+    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    rows = compare(trainer, model, datamodule, trainer.default_root_dir)
+    return next(row.value for row in reversed(rows) if row.metric == cfg.optimized_metric)
+
+
+if __name__ == "__main__":
+    disable_possible_user_warnings()  # advice on worker and logging counts, wrong for small data
+    main()
