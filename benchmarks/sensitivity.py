@@ -2,7 +2,8 @@
 
 From the float checkpoints that ``benchmarks/recipes.py`` left, without QAT: the test metric with every operator at 8
 bits, with every one at 16, with one alone at 16 and the rest at 8, and with one alone at 8 and the rest at 16.
-Writes ``benchmarks/results/sensitivity-<recipe>.csv``: this is what the preset ``int8_mixed`` was chosen by.
+Writes ``benchmarks/results/sensitivity-<recipe>.csv`` and a picture of it beside it: this is what the preset
+``int8_mixed`` was chosen by.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lightning import LightningDataModule, LightningModule
 import qgru
 from benchmarks.recipes import PRESETS, RESULTS, ROOT, folder_of
 from qgru.callbacks.calibrate import calibrate
-from qgru.report.table import write_csv
+from qgru.report.table import read_csv, write_csv
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, load_config
 
 NARROW, WIDE = 8, 16
@@ -42,6 +43,40 @@ def main() -> None:
                     f"{recipe} seed {seed}: {operator:15} {bits:2} bits, others {other_bits:2}: {value:.4f}", flush=True
                 )
         write_csv(rows, COLUMNS, RESULTS / f"sensitivity-{recipe}.csv")
+        draw(recipe)
+
+
+def draw(recipe: str) -> None:
+    """Draw what each operator alone costs at 8 bits, and what it alone gains at 16, over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_csv(RESULTS / f"sensitivity-{recipe}.csv")
+    means = {
+        key: sum(float(row["value"]) for row in group) / len(group)
+        for key, group in _grouped(rows, ("operator", "bits", "other_bits")).items()
+    }
+    names = [name for name, bits, _ in means if name != "all" and bits == str(NARROW)][::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained")
+    for axis, bits, others in ((axes[0], NARROW, WIDE), (axes[1], WIDE, NARROW)):
+        everywhere = means["all", str(others), str(others)]
+        axis.barh(names, [means[name, str(bits), str(others)] - everywhere for name in names], left=everywhere)
+        axis.axvline(everywhere, color="black", linewidth=1)
+        axis.set_title(f"one operator at {bits} bits, the others at {others}", fontsize=10)
+        axis.set_xlabel(rows[0]["metric"].removeprefix("test/"))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{recipe}: before QAT, mean of {len(_grouped(rows, ('seed',)))} seeds; line: no exception")
+    figure.savefig(RESULTS / f"sensitivity-{recipe}.png", dpi=110)
+    plt.close(figure)
+
+
+def _grouped(rows: list[dict[str, str]], columns: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return groups
 
 
 def variants() -> Iterator[tuple[str, int, int]]:

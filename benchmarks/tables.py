@@ -8,16 +8,24 @@ from pathlib import Path
 from qgru.report.table import mean_and_spread, read_csv
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DEFAULT = "speaker_identification"
 START, END = "<!-- results -->", "<!-- /results -->"
 STAGES = {"ptq": "{} before QAT", "qat": "{} after QAT", "onnx": "{} in ONNX Runtime"}
 
 
 def main() -> None:
     """Rewrite every README that has results."""
-    for path in sorted((ROOT / "benchmarks" / "results").glob("recipe-*.csv")):
-        readme = ROOT / "recipes" / path.stem.removeprefix("recipe-") / "README.md"
+    for readme, path in tables().items():
         readme.write_text(with_table(readme.read_text(encoding="utf-8"), table(path)), encoding="utf-8")
         print(f"{readme.relative_to(ROOT)}: table of {path.relative_to(ROOT)}")
+
+
+def tables() -> dict[Path, Path]:
+    """Return which README shows which result file; the first page shows the default recipe's."""
+    results = {path.stem.removeprefix("recipe-"): path for path in sorted(RESULTS.glob("recipe-*.csv"))}
+    own = {ROOT / "recipes" / name / "README.md": path for name, path in results.items()}
+    return {ROOT / "README.md": RESULTS / f"recipe-{DEFAULT}.csv", **own}
 
 
 def with_table(text: str, table: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipes import COLUMNS, PRESETS
-from benchmarks.tables import END, START, table, with_table
+from benchmarks.tables import END, START, table, tables, with_table
 from qgru.report.table import write_csv
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +61,12 @@ def test_a_readme_without_one_pair_of_markers_is_an_error(text):
         with_table(text, "new\n")
 
 
-@pytest.mark.parametrize("recipe", PRESETS)
-def test_the_readmes_show_the_result_files(recipe):
-    readme = (ROOT / "recipes" / recipe / "README.md").read_text()
-    expected = table(ROOT / "benchmarks" / "results" / f"recipe-{recipe}.csv")
-    assert with_table(readme, expected) == readme, "run python benchmarks/tables.py"
+@pytest.mark.parametrize("readme", tables(), ids=lambda path: path.parent.name)
+def test_the_readmes_show_the_result_files(readme):
+    text = readme.read_text()
+    assert with_table(text, table(tables()[readme])) == text, "run make tables"
 
 
 def test_every_recipe_has_results():
     assert set(PRESETS) == {path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")}
+    assert {readme.parent.name for readme in tables()} == {ROOT.name, *PRESETS}
