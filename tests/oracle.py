@@ -122,7 +122,10 @@ class OracleDirection:
 
 
 def dot(a: Sequence[Fraction], b: Sequence[Fraction]) -> Fraction:
-    return sum((p * q for p, q in zip(a, b, strict=True)), Fraction(0))
+    """The inner product, in integers over the largest denominators: all of them are powers of two."""
+    unit_a, unit_b = (max(v.denominator for v in vector) for vector in (a, b))
+    total = sum(int(p * unit_a) * int(q * unit_b) for p, q in zip(a, b, strict=True) if p and q)
+    return Fraction(total, unit_a * unit_b)
 
 
 def run_gru(

@@ -112,6 +112,11 @@ def quant_params(gru: torch.nn.GRU, grids: list[list[Grids]]) -> dict:
     return content
 
 
+def write_quant_params(path: Path, gru: torch.nn.GRU, grids: list[list[Grids]]) -> Path:
+    path.write_text(json.dumps(quant_params(gru, grids)))
+    return path
+
+
 def oracle_direction(gru: torch.nn.GRU, layer: int, reverse: bool, grids: Grids) -> OracleDirection:
     """The oracle of one direction: the module's parameters as they are, and the grids given."""
     suffix = f"l{layer}" + ("_reverse" if reverse else "")
@@ -176,8 +181,7 @@ def random_gru(
         directions[-1]["input.x"] = directions[0]["input.x"]
         grids.append(directions)
         inputs = gru.hidden_size * len(directions)
-    path.write_text(json.dumps(quant_params(gru, grids)))
-    gru.load_quant_params(path)
+    gru.load_quant_params(write_quant_params(path, gru, grids))
     gru.use_quantization = True
     return gru, grids
 
@@ -219,6 +223,16 @@ def differences(module: object, oracle: object) -> list[tuple[float, Fraction]]:
     return [] if module == oracle else [(module, oracle)]  # type: ignore[list-item]
 
 
+def assert_equal(
+    gru: QuantGRU, layers: list, x: Tensor, lengths: list[int] | None = None, h0: Tensor | None = None
+) -> list:
+    """The module's and the oracle's numbers are the same; returns the oracle's output."""
+    output, h_n = run_module(gru, x, lengths, h0)
+    want, want_h = expected(layers, x, lengths, h0)
+    assert not differences(output, want) and not differences(h_n, want_h)
+    return want
+
+
 def clipped_share(layers: list[list[OracleDirection]], outputs: Mapping | list) -> float:
     """Share of output values that sit at an end of output.h's grid: a test where all do shows nothing."""
     grid = layers[-1][0].grids["output.h"]
@@ -226,3 +240,27 @@ def clipped_share(layers: list[list[OracleDirection]], outputs: Mapping | list) 
     values = [v for row in outputs for step in row for v in step[:H]]
     ends = {grid.real(grid.qmin), grid.real(grid.qmax)}
     return sum(v in ends for v in values) / len(values)
+
+
+def uniform_grids(hidden_size: int, bitwidth: int, **special: OracleGrid) -> dict:
+    """Symmetric signed grids of +-1 (weights and states) or +-8 (sums), with some replaced (dots written as `__`)."""
+    unit = OracleGrid(bitwidth, False, bitwidth - 1)
+    wide = OracleGrid(bitwidth, False, bitwidth - 4)
+    sums = ("matmul.Wx", "matmul.Rh", "gate.z_pre", "gate.r_pre", "gate.g_pre", "input.x")
+    grids: dict = {name: wide for name in sums}
+    states = ("output.h", "gate.z_out", "gate.r_out", "gate.g_out", "op.rRh", "op.old_contrib", "op.new_contrib")
+    grids |= {name: unit for name in states}
+    grids |= {name: [unit] * (3 * hidden_size) for name in ("weight.W", "weight.R", "weight.bw", "weight.br")}
+    for name, grid in special.items():
+        name = name.replace("__", ".")
+        grids[name] = [grid] * (3 * hidden_size) if name.startswith("weight") else grid
+    return grids
+
+
+def build(path: Path, grids: list[list[dict]], **options: object) -> tuple[QuantGRU, list]:
+    """A float64 module with these grids, and its oracle."""
+    settings = {"input_size": 3, "hidden_size": 3, "batch_first": True, **options}
+    gru = QuantGRU(**settings, dtype=torch.float64).eval()
+    gru.load_quant_params(write_quant_params(path, gru, grids))
+    gru.use_quantization = True
+    return gru, oracle_layers(gru, grids)

@@ -22,6 +22,8 @@ from tests.calibration.raw import (
 )
 from tests.calibration.test_observation import configured
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*saturate to 0", "ignore:outside the exactness domain")
+
 
 def draw(name: str, size: int = 3000) -> np.ndarray:
     """Data of one shape, float32; the same at each call."""
@@ -119,7 +121,6 @@ def test_sqnr_is_no_worse_than_minmax_or_any_candidate(shape: str, bitwidth: int
         assert decibels_worse(error, best, data) <= 0.05
 
 
-@pytest.mark.filterwarnings("ignore:.*negative")
 @pytest.mark.parametrize("seed", range(6))
 def test_sqnr_is_no_worse_than_minmax_on_any_operator(seed: int) -> None:
     gru = configured(seed)
@@ -234,6 +235,17 @@ def test_operator_sqnr_is_that_of_the_raw_values(bitwidth: int) -> None:
             error = squared_error(values[name], gru.grids(*key)[name])
             want = 10 * math.log10(np.sum(values[name] ** 2) / error)
             assert abs(reported[key][name] - want) < 0.2, (key, name)
+
+
+@pytest.mark.parametrize("centre", [2.5, 2.5005, -3.0])
+def test_operator_sqnr_knows_the_spread_inside_a_bin(centre: float) -> None:
+    """Values around one grid point: all the error there is is their spread."""
+    data = (centre + 1e-5 * draw("gaussian")).astype(np.float32)
+    gru = QuantGRU(1, 1, batch_first=True)
+    calibrate(gru, [(torch.from_numpy(data).view(-1, 2, 1), None, None)])
+    error = squared_error(data.astype(np.float64), gru.grids()["input.x"])
+    want = 10 * math.log10(np.sum(data.astype(np.float64) ** 2) / error)
+    assert abs(calibration.operator_sqnr(gru)[0, False]["input.x"] - want) < 0.2
 
 
 def test_candidates_of_the_oracle_are_wide_enough() -> None:

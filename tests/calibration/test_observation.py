@@ -16,6 +16,8 @@ from qgru import QuantGRU, calibration
 from tests.calibration.raw import BOUNDED, OBSERVED, calibrate, minmax, observe, random_batches, raw_values
 from tests.oracle import OPTIONAL
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*saturate to 0", "ignore:outside the exactness domain")
+
 
 def configured(seed: int, optional: bool = False, dtype: torch.dtype = torch.float64, **options: object) -> QuantGRU:
     """A module with every activation's width, symmetry and sign drawn at random."""
@@ -36,7 +38,6 @@ def configured(seed: int, optional: bool = False, dtype: torch.dtype = torch.flo
     return gru
 
 
-@pytest.mark.filterwarnings("ignore:.*negative")
 @pytest.mark.parametrize("optional", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_minmax_grids_follow_from_every_value(seed: int, optional: bool) -> None:
@@ -222,7 +223,6 @@ def _rank(rank: int, file: str, results: dict) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*negative", "ignore:.*saturate")
 def test_two_ranks_end_with_the_grids_of_one_process() -> None:
     """Also where the second rank saw nothing."""
     with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:

@@ -11,6 +11,8 @@ from qgru import QuantGRU
 from tests.calibration.raw import BOUNDED, OBSERVED, calibrate, candidates, minmax, random_batches, squared_error
 from tests.oracle import OPTIONAL, OracleGrid
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*saturate to 0", "ignore:outside the exactness domain")
+
 NAMES = {"weight.W": "weight_ih_l0", "weight.R": "weight_hh_l0", "weight.bw": "bias_ih_l0", "weight.br": "bias_hh_l0"}
 DESTINATIONS = {
     "weight.bw": ("gate.r_pre", "gate.z_pre", "gate.g_pre"),
