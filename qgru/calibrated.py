@@ -18,7 +18,7 @@ from qgru.grid import Grid
 from qgru.layout import standardize
 from qgru.ops.stack import Parameters
 from qgru.schema import BitwidthConfig
-from qgru.state import CellState, StatefulGRU
+from qgru.state import CellState, QuantState, StatefulGRU
 
 
 class CalibratedGRU(StatefulGRU):
@@ -40,11 +40,10 @@ class CalibratedGRU(StatefulGRU):
 
     def _cells(self) -> list[Parameters]:
         """Return each layer's and direction's four parameters, zeros for missing biases."""
-        cells = []
-        for weights in self.all_weights:
-            missing = weights[0].new_zeros(3 * self.hidden_size)
-            cells.append(tuple(weights) if self.bias else (*weights, missing, missing))
-        return cells
+        if self.bias:
+            return [tuple(weights) for weights in self.all_weights]
+        missing = self.weight_ih_l0.new_zeros(3 * self.hidden_size)
+        return [(*weights, missing, missing) for weights in self.all_weights]
 
     @property
     def calibration_method(self) -> str:
@@ -76,14 +75,17 @@ class CalibratedGRU(StatefulGRU):
         """Return True where data was seen since the last reset."""
         return self.observations is not None
 
-    def ensure_calibrated(self) -> None:
-        """Make the grids, where data was seen that they don't know of.
+    def ensure_calibrated(self) -> QuantState:
+        """Make the grids, where data was seen that they don't know of; return the calibrated state.
 
         Raises:
             RuntimeError: where there are no grids and nothing was observed.
         """
-        if self._stale or not self.is_calibrated():
+        known = self._quant_state()
+        if self._stale or not known.is_calibrated:
             self.finalize_calibration()
+            known = self._quant_state()
+        return known
 
     def finalize_calibration(self, verbose: bool = False) -> None:
         """Choose every operator's grid from what was observed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,18 @@ class QuantGRU(CalibratedGRU):
             return export_forward(self, input, hx)
         if self.calibrating:
             self._observe(input, hx)
-        elif self.use_quantization and not self._quant_state().disable_quantization:
+            return super().forward(input, hx)
+        known = self._quant_state()
+        if known.use_quantization and not known.disable_quantization:
             return self._quantized_forward(input, hx)
         return super().forward(input, hx)
 
     def _quantized_forward(self, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor]:
-        self.ensure_calibrated()
+        grids = [cell.resolved() for cell in self.ensure_calibrated().cells]
         x, h0, layout = standardize(self, input, hx)
-        grids = [cell.resolved() for cell in self._quant_state().cells]
         dropout = self.dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=False):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
             result = quantized_gru(x, h0, self._cells(), grids, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)

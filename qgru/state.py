@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,8 +33,12 @@ class CellState:
     config: BitwidthConfig
     grids: Mapping[str, Grid] | None = None
 
-    def resolved(self) -> dict[str, Grid]:
+    def resolved(self) -> Mapping[str, Grid]:
         """Return the grids with ``op.Rh_add_br``, which is ``matmul.Rh``'s where it is not configured."""
+        return self._resolved
+
+    @cached_property
+    def _resolved(self) -> Mapping[str, Grid]:
         assert self.grids is not None
         return {**self.grids, OPTIONAL: self.grids.get(OPTIONAL, self.grids["matmul.Rh"])}
 
@@ -50,7 +55,7 @@ class QuantState:
     use_quantization: bool
     cells: tuple[CellState, ...]
 
-    @property
+    @cached_property
     def is_calibrated(self) -> bool:
         """True where every cell has grids."""
         return all(cell.grids is not None for cell in self.cells)
@@ -87,14 +92,14 @@ class StatefulGRU(nn.GRU):
         if torch.compiler.is_compiling():  # the buffers have no values then
             return self._state
         current = self._buffer_versions()
-        pairs = zip(current, self._read or (), strict=False)
-        if self._read is None or not all(a is b and v == w for (a, v), (b, w) in pairs):
+        known = self._read
+        if known is None or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(current, known, strict=True)):
             self._state, self._read = read(self), current
         return self._state
 
     def _buffer_versions(self) -> tuple[tuple[Tensor, int], ...]:
-        buffers = [getattr(self, name) for name in BUFFERS]
-        return tuple((buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers)
+        buffers = map(self._buffers.__getitem__, BUFFERS)  # on the path of every call, where getattr takes its time
+        return tuple([(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers])
 
     def _write(self, state: QuantState) -> None:
         write(self, state)
