@@ -20,5 +20,5 @@ RECIPES = find_packages(include=["recipes", "recipes.*"])
 setup(
     packages=["hydra_plugins.qgru", *find_packages(include=["qgru", "qgru.*"]), *CONF, *RECIPES],
     package_dir={"qgru": "qgru", "hydra_plugins.qgru": "qgru/hydra", **CONF},
-    package_data={name: ["*.yaml"] for name in CONF},
+    package_data={"qgru.ops.cuda": ["kernels/*.cu", "kernels/*.cuh"], **{name: ["*.yaml"] for name in CONF}},
 )

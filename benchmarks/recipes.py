@@ -3,7 +3,7 @@
 Each row of ``benchmarks/results/recipe-<name>.csv`` is what ``python train.py recipe=... +quant=... seed=...`` gives.
 The presets of a seed share its float stage: each resumes from the checkpoint that the first one wrote just before
 calibration, which changes no integer. Interrupted, the script goes on where it was, and it runs anew what other
-settings gave; ``benchmarks/tables.py`` then writes the tables into the recipes' READMEs.
+settings gave; ``make tables`` then writes the tables into the recipes' READMEs.
 """
 
 from __future__ import annotations

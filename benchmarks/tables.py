@@ -1,44 +1,49 @@
-"""Write the recipes' results into their READMEs: ``python benchmarks/tables.py``."""
+"""Write the recipes' results into their READMEs: ``python -m benchmarks.tables``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu_report import gpu_results, gpu_table
 from qgru.report.table import mean_and_spread, read_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DEFAULT = "speaker_identification"
-START, END = "<!-- results -->", "<!-- /results -->"
 STAGES = {"ptq": "{} before QAT", "qat": "{} after QAT", "onnx": "{} in ONNX Runtime"}
 
 
 def main() -> None:
     """Rewrite every README that has results."""
-    for readme, path in tables().items():
-        readme.write_text(with_table(readme.read_text(encoding="utf-8"), table(path)), encoding="utf-8")
-        print(f"{readme.relative_to(ROOT)}: table of {path.relative_to(ROOT)}")
+    for readme, blocks in tables().items():
+        text = readme.read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            text = with_table(text, block, name)
+        readme.write_text(text, encoding="utf-8")
+        print(f"{readme.relative_to(ROOT)}: {', '.join(blocks)}")
 
 
-def tables() -> dict[Path, Path]:
-    """Return which README shows which result file; the first page shows the default recipe's."""
-    results = {path.stem.removeprefix("recipe-"): path for path in sorted(RESULTS.glob("recipe-*.csv"))}
-    own = {ROOT / "recipes" / name / "README.md": path for name, path in results.items()}
-    return {ROOT / "README.md": RESULTS / f"recipe-{DEFAULT}.csv", **own}
+def tables() -> dict[Path, dict[str, str]]:
+    """Return what each README shows between which markers; the first page shows the default recipe's results."""
+    recipes = {path.stem.removeprefix("recipe-"): table(path) for path in sorted(RESULTS.glob("recipe-*.csv"))}
+    shown = {ROOT / "recipes" / name / "README.md": {"results": block} for name, block in recipes.items()}
+    gpu = {"gpu": "\n".join(map(gpu_table, gpu_results()))} if gpu_results() else {}
+    return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": gpu, **shown}
 
 
-def with_table(text: str, table: str) -> str:
-    """Put a table between the two markers of a README.
+def with_table(text: str, table: str, name: str = "results") -> str:
+    """Put a table between the two markers ``<!-- name -->`` and ``<!-- /name -->`` of a README.
 
     Raises:
         ValueError: where the text does not hold each marker once, in order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in rest or END in after:
-        raise ValueError(f"expected one {START} and after it one {END}")
-    return f"{before}{START}\n{table}{END}{after}"
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, start, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not (start and end) or opening in rest or closing in after:
+        raise ValueError(f"expected one {opening} and after it one {closing}")
+    return f"{before}{opening}\n{table}{closing}{after}"
 
 
 def table(path: Path) -> str:

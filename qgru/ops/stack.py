@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qgru.grid import Grid
+from qgru.ops import library
 from qgru.ops.exact import quantize_real
 from qgru.ops.reference import Cell, gru_layer
 
@@ -36,10 +37,14 @@ def quantized_gru(
         dropout: probability between the layers; 0 outside training.
 
     Returns:
-        output (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden), float64. A NaN in a
-        row's input or state makes that row NaN from there on; a NaN parameter makes everything NaN.
+        output (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden), float64, or float32
+        from the CUDA kernels, which are exact in it. A NaN in a row's input or state makes that row NaN from there on;
+        a NaN parameter makes everything NaN.
     """
     directions = 2 if bidirectional else 1
+    kernels = library.kernels_for(x, parameters, grids)
+    if kernels is not None:
+        return _on_kernels(x, h0, parameters, kernels, directions, active, dropout)
     lost = torch.isnan(x).any(-1)
     feed, finals = _without_nan(x), []
     for first in range(0, len(parameters), directions):
@@ -58,6 +63,33 @@ def quantized_gru(
     output = torch.cat([_with_nan(s, loss) for s, loss in zip(states, losses, strict=True)], -1)
     diverged = torch.stack([torch.isnan(parameter).any() for cell in parameters for parameter in cell]).any()
     return _with_nan(output, diverged), _with_nan(torch.stack(finals), diverged)
+
+
+def _on_kernels(
+    x: Tensor,
+    h0: Tensor,
+    parameters: Sequence[Parameters],
+    kernels: Sequence[library.Kernels],
+    directions: int,
+    active: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Run the stack on the CUDA kernels: float32 holds their states exactly, and they see to NaN in what they read."""
+    feed, finals, diverged = x, [], None
+    if len(parameters) > 1:
+        sizes = torch._foreach_norm([p.detach() for cell in parameters for p in cell], torch.inf)
+        diverged = torch.isnan(torch.stack(sizes)).any()
+    for first in range(0, len(parameters), directions):
+        if first and dropout:
+            feed = F.dropout(feed, dropout)
+        states = []
+        for index in range(first, first + directions):
+            arguments = (feed, h0[index], parameters[index], kernels[index])
+            output, last = library.gru_layer(*arguments, active, diverged, index > first)
+            states.append(output)
+            finals.append(last)
+        feed = torch.cat(states, -1) if directions > 1 else states[0]
+    return feed, torch.stack(finals) if len(finals) > 1 else finals[0].unsqueeze(0)
 
 
 def _without_nan(tensor: Tensor) -> Tensor:

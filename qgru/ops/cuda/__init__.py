@@ -1,0 +1,1 @@
+"""Persistent CUDA kernels for one layer and direction, compiled at first use."""

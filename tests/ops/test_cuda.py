@@ -1,0 +1,244 @@
+"""The CUDA kernels against the reference on the CPU: integers exactly, gradients within numerics.md's bounds."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
+
+from qgru import QuantGRU
+from qgru.ops import library
+from qgru.ops.cuda import compile as nvrtc
+from tests.random_gru import random_gru
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+    pytest.mark.skipif(not nvrtc.is_available(), reason="cuda-core is not installed"),
+]
+
+
+def calibrated(hidden: int, inputs: int, config: str | dict, **options: object) -> QuantGRU:
+    torch.manual_seed(hidden)
+    gru = QuantGRU(inputs, hidden, **options)
+    gru.load_bitwidth_config(config)
+    gru.calibration_method = "minmax"
+    gru.calibrating = True
+    with torch.no_grad():
+        gru(torch.randn(20, 4, inputs))
+    gru.calibrating = False
+    gru.finalize_calibration()
+    gru.use_quantization = True
+    return gru
+
+
+def loss(output: Tensor, h_n: Tensor) -> Tensor:
+    total = 0
+    for tensor in (output, h_n):
+        place = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
+        total = total + (tensor.double() * torch.cos(1.7 * place)).sum()
+    return total
+
+
+def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | None) -> tuple[Tensor, Tensor, dict]:
+    """Output, last state and gradients, on the CPU; x: (time, batch, input)."""
+    gru.zero_grad()
+    x = x.clone().requires_grad_()
+    h0 = None if h0 is None else h0.clone().requires_grad_()
+    packed = x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    output, h_n = gru(packed, h0)
+    output = output.data if isinstance(output, PackedSequence) else output
+    loss(output, h_n).backward()
+    gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in gru.named_parameters()}}
+    if h0 is not None:
+        gradients["h0"] = h0.grad
+    return output.detach().cpu(), h_n.detach().cpu(), {name: g.double().cpu() for name, g in gradients.items()}
+
+
+def takes_kernels(gru: QuantGRU, x: Tensor) -> bool:
+    grids = [cell.resolved() for cell in gru._quant_state().cells]
+    return library.kernels_for(x, gru._cells(), grids) is not None
+
+
+def compare(
+    gru: QuantGRU, x: Tensor, h0: Tensor | None = None, lengths: list[int] | None = None, tolerance: float = 1e-5
+) -> bool:
+    """Compare a module on the GPU with the same on the CPU; return whether kernels ran."""
+    on_gpu = copy.deepcopy(gru).cuda()
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, tolerance > 1e-5
+    try:
+        got = results(on_gpu, x.cuda(), None if h0 is None else h0.cuda(), lengths)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    want = results(gru, x, h0, lengths)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    for name, gradient in want[2].items():
+        error = (got[2][name] - gradient).norm()
+        assert error <= tolerance * gradient.norm(), f"{name}: {error:.3g} of {gradient.norm():.3g}"
+    return takes_kernels(on_gpu, x.cuda())
+
+
+@pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8"])
+@pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (37, 5), (64, 9), (128, 4), (129, 3), (256, 2), (500, 3)])
+def test_presets(config: str, hidden: int, batch: int) -> None:
+    gru = calibrated(hidden, 19, config)
+    assert compare(gru, torch.randn(8, batch, 19), torch.randn(1, batch, hidden))
+
+
+@pytest.mark.parametrize("hidden", [700, 1000])
+def test_hidden_sizes_of_the_largest_clusters(hidden: int) -> None:
+    assert compare(calibrated(hidden, 5, "int8"), torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("batch", [600, 1100, 2200])
+def test_large_batches_take_more_rows_a_cta(batch: int) -> None:
+    assert compare(calibrated(40, 6, "int8_mixed"), torch.randn(5, batch, 6))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_grids(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    sizes = {"hidden_size": rng.choice((3, 20, 70)), "input_size": rng.choice((1, 4, 30)), "batch_first": False}
+    gru, _ = random_gru(seed, tmp_path / "q.json", range(2, 9), torch.float32, **sizes)
+    batch, time = rng.randint(1, 9), rng.randint(1, 9)
+    lengths = [time, *(rng.randint(1, time) for _ in range(batch - 1))] if seed % 2 else None
+    h0 = torch.randn(gru.num_layers * (1 + gru.bidirectional), batch, gru.hidden_size)
+    compare(gru, torch.randn(time, batch, gru.input_size), h0, lengths)
+
+
+def test_most_random_grids_take_the_kernels(tmp_path: Path) -> None:
+    taken = 0
+    for seed in range(24):
+        gru, _ = random_gru(seed, tmp_path / "q.json", range(2, 9), torch.float32)
+        taken += takes_kernels(gru.cuda(), torch.randn(2, 2, gru.input_size, device="cuda"))
+    assert taken >= 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_no_kernel_takes_runs_on_the_reference(seed: int, tmp_path: Path) -> None:
+    gru, _ = random_gru(seed, tmp_path / "q.json", range(9, 13), torch.float32)
+    x = torch.randn(5, 3, gru.input_size)
+    gru.batch_first = False
+    assert not compare(gru, x)
+
+
+def test_tf32_allows_a_thousandth() -> None:
+    assert compare(calibrated(128, 16, "int8"), torch.randn(60, 8, 16), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layers_directions_and_padding(bidirectional: bool) -> None:
+    gru = calibrated(50, 10, "int8_mixed", num_layers=2, bidirectional=bidirectional)
+    assert compare(gru, torch.randn(11, 6, 10), None, [11, 1, 7, 7, 3, 10])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_under_autocast_give_the_same_integers(dtype: torch.dtype) -> None:
+    gru = calibrated(40, 12, "int8").cuda()
+    x = torch.randn(6, 5, 12, device="cuda", dtype=dtype)
+    with torch.no_grad(), torch.autocast("cuda", dtype=dtype):
+        output = gru(x)[0]
+    with torch.no_grad():
+        assert torch.equal(output, gru(x.float())[0]) and torch.equal(output.cpu(), gru.cpu()(x.float().cpu())[0])
+
+
+def test_nan_stays_in_its_row_from_there_on() -> None:
+    gru = calibrated(33, 4, "int8", num_layers=2, bidirectional=True)
+    x = torch.randn(7, 5, 4)
+    x[3, 2, 1] = torch.nan
+    x[1, 4, 0] = torch.inf
+    with torch.no_grad():
+        want, got = gru(x), copy.deepcopy(gru).cuda()(x.cuda())
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(torch.isnan(a.cpu()), torch.isnan(b)) and torch.equal(a.cpu().nan_to_num(), b.nan_to_num())
+    with torch.no_grad():
+        gru.weight_hh_l1[0, 0] = torch.nan
+        assert all(bool(torch.isnan(tensor).all()) for tensor in copy.deepcopy(gru).cuda()(x.cuda()))
+
+
+def test_gradients_of_a_lost_row_are_zero_not_nan() -> None:
+    gru = calibrated(20, 4, "int8").cuda()
+    x = torch.randn(6, 3, 4, device="cuda")
+    x[2, 1, 0] = torch.nan
+    gru(x)[0].nan_to_num().sum().backward()
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in gru.parameters())
+
+
+def test_gradients_that_overflowed_stay_visible() -> None:
+    gru = calibrated(20, 4, "int8").cuda()
+    output, _ = gru(torch.randn(6, 3, 4, device="cuda"))
+    output.backward(torch.full_like(output, torch.inf))
+    assert not bool(torch.isfinite(gru.weight_hh_l0.grad).all())
+
+
+def test_backward_twice_gives_the_same_bits() -> None:
+    gru = calibrated(64, 8, "int8").cuda()
+    output, _ = gru(torch.randn(30, 40, 8, device="cuda"))
+    output.sum().backward(retain_graph=True)
+    first = [parameter.grad.clone() for parameter in gru.parameters()]
+    gru.zero_grad()
+    output.sum().backward()
+    assert all(torch.equal(a, parameter.grad) for a, parameter in zip(first, gru.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_cuda_graph_replays_the_same_integers(train: bool) -> None:
+    gru = calibrated(64, 8, "int8").cuda()
+    x = torch.randn(12, 6, 8, device="cuda")
+
+    def run() -> Tensor:
+        with torch.set_grad_enabled(train):
+            output = gru(x)[0]
+            if train:
+                gru.zero_grad()
+                output.sum().backward()
+        return output
+
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, run())
+
+
+def test_compiled_model_gives_the_same_integers_and_gradients() -> None:
+    gru = calibrated(40, 8, "int8", num_layers=2, bidirectional=True).cuda()
+    x = torch.randn(9, 6, 8, device="cuda")
+    compiled = torch.compile(gru)
+    outputs, gradients = [], []
+    for model in (gru, compiled):
+        gru.zero_grad()
+        outputs.append(model(x)[0])
+        loss(outputs[-1], outputs[-1]).backward()
+        gradients.append([parameter.grad.clone() for parameter in gru.parameters()])
+    assert torch.equal(*outputs)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_opcheck() -> None:
+    gru = calibrated(24, 8, "int8").cuda()
+    kernels = library.kernels_for(torch.randn(5, 3, 8, device="cuda"), gru._cells(), [gru.grids()])[0]
+    tensors = [torch.randn(5, 3, 8, device="cuda"), torch.randn(3, 24, device="cuda"), *gru._cells()[0]]
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    arguments = (*tensors, kernels.exponents, None, None, kernels.grids, False, 3)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments, test_utils=checks)
+
+
+def test_recomputing_gives_the_same_gradient() -> None:
+    gru = calibrated(24, 8, "int8").cuda()
+    x = torch.randn(5, 3, 8, device="cuda", requires_grad=True)
+    checkpoint(lambda t: gru(t)[0], x, use_reentrant=False).sum().backward()
+    checkpointed = gru.weight_hh_l0.grad.clone()
+    gru.zero_grad()
+    gru(x)[0].sum().backward()
+    assert torch.equal(checkpointed, gru.weight_hh_l0.grad)
