@@ -44,7 +44,7 @@ def quantized_gru(
     directions = 2 if bidirectional else 1
     kernels = library.kernels_for(x, parameters, grids)
     if kernels is not None:
-        return _on_kernels(x, h0, parameters, kernels, directions, active, dropout)
+        return _on_kernels(x, h0, parameters, grids, kernels, directions, active, dropout)
     lost = torch.isnan(x).any(-1)
     feed, finals = _without_nan(x), []
     for first in range(0, len(parameters), directions):
@@ -69,6 +69,7 @@ def _on_kernels(
     x: Tensor,
     h0: Tensor,
     parameters: Sequence[Parameters],
+    grids: Sequence[Mapping[str, Grid]],
     kernels: Sequence[library.Kernels],
     directions: int,
     active: Tensor | None,
@@ -80,8 +81,8 @@ def _on_kernels(
         sizes = torch._foreach_norm([p.detach() for cell in parameters for p in cell], torch.inf)
         diverged = torch.isnan(torch.stack(sizes)).any()
     for first in range(0, len(parameters), directions):
-        if first and dropout:
-            feed = F.dropout(feed, dropout)
+        if first and dropout:  # float32 would round what dropout scales, and that could move a tie
+            feed = quantize_real(F.dropout(feed.double(), dropout), grids[first]["input.x"]).value.float()
         states = []
         for index in range(first, first + directions):
             arguments = (feed, h0[index], parameters[index], kernels[index])

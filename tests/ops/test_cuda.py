@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -135,6 +136,20 @@ def test_tf32_allows_a_thousandth() -> None:
 def test_layers_directions_and_padding(bidirectional: bool) -> None:
     gru = calibrated(50, 10, "int8_mixed", num_layers=2, bidirectional=bidirectional)
     assert compare(gru, torch.randn(11, 6, 10), None, [11, 1, 7, 7, 3, 10])
+
+
+def test_dropout_between_layers_gives_the_integers_of_the_reference() -> None:
+    gru, found = calibrated(21, 4, "int8", num_layers=3, dropout=0.3, bidirectional=True).cuda().train(), []
+    x = torch.randn(11, 5, 4, device="cuda")
+    assert takes_kernels(gru, x)
+    for kernels_for in (library.kernels_for, lambda *_: None):
+        with mock.patch.object(library, "kernels_for", kernels_for):
+            torch.manual_seed(3)
+            found.append(results(gru, x, None, None))
+    (output, _, gradients), (expected, _, exact) = found
+    assert torch.equal(output, expected)
+    for name, gradient in gradients.items():
+        assert (gradient - exact[name]).norm() <= 1e-3 * exact[name].norm(), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
