@@ -99,6 +99,11 @@ class Plan:
         grid = self.grids[name]
         return grid.zero_point - (128 if grid.qmax > 127 else 0)
 
+    def limbs(self, name: str) -> int:
+        """8-bit limbs that hold a mantissa of a matrix product's operand, an activation's after its offset."""
+        lo, hi = self.range(name)
+        return 1 if hi - lo <= 255 and (name not in self.weights or hi <= 127) else 2
+
     @cached_property
     def code_bytes(self) -> int:
         """Bytes that hold a code of every operator that is stored, 1 or 2."""

@@ -72,18 +72,27 @@ __device__ __forceinline__ void pack_codes(word* words, int a, int b, int c, int
 #endif
 }
 
-// D (16 x 8) += A (16 x 32) B (32 x 8), int8 to int32. Lane 4g + q holds rows g and g + 8, columns 2q and 2q + 1.
+// D (16 x 8) += A (16 x 32) B (32 x 8), 8 bits to int32. Lane 4g + q holds rows g and g + 8, columns 2q and 2q + 1.
+// The lower limb of a wide operand is unsigned, the upper one signed.
+#define MMA(a_type, b_type)                                                                                            \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." a_type "." b_type ".s32 "                                    \
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                               \
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                      \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+template <bool unsigned_a, bool unsigned_b>
 __device__ __forceinline__ void mma(int* d, int a0, int a1, int a2, int a3, int b0, int b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    if constexpr (unsigned_a && unsigned_b) MMA("u8", "u8");
+    else if constexpr (unsigned_a) MMA("u8", "s8");
+    else if constexpr (unsigned_b) MMA("s8", "u8");
+    else MMA("s8", "s8");
 }
 
 // Two products over 64 consecutive k: each lane's 16 bytes at k = 16q hold what it contributes to both, so that one
 // 16-byte load of plain row-major memory fills the fragments. The order of k inside a product does not matter.
+template <bool unsigned_a = false, bool unsigned_b = false>
 __device__ __forceinline__ void mma64(int* d, int4 low, int4 high, int4 b) {
-    mma(d, low.x, high.x, low.y, high.y, b.x, b.y);
-    mma(d, low.z, high.z, low.w, high.w, b.z, b.w);
+    mma<unsigned_a, unsigned_b>(d, low.x, high.x, low.y, high.y, b.x, b.y);
+    mma<unsigned_a, unsigned_b>(d, low.z, high.z, low.w, high.w, b.z, b.w);
 }
 
 // Row g of a tile is its unit 2g and row g + 8 its unit 2g + 1: a lane then owns two neighbours.
@@ -150,6 +159,44 @@ __device__ __forceinline__ void store_remote(word to, int4 v) {
     asm volatile("st.shared::cluster.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
 }
+
+// An exchange of slices between the CTAs of a cluster: each copies its slice of a double buffer to the same place of
+// all others and waits on its own barrier for theirs. One barrier a buffer: a CTA is at most one step ahead, and its
+// slice of the step after next leaves only once every other has this step's, so that nothing is overwritten unread.
+struct Arrivals {
+    address barriers[2];
+
+    __device__ __forceinline__ void init() {  // one thread, before a cluster_barrier
+        for (int i = 0; i < 2; ++i)
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barriers[i])) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+
+    // Lanes 0 to CLUSTER - 1 of one warp; the slice is complete, and every thread that wrote it called `publish` before
+    // the barrier that says so.
+    template <int bytes>
+    __device__ __forceinline__ void send(int buffer, const void* slice, int lane, int rank) {
+        word own = shared_address(&barriers[buffer]), from = shared_address(slice);
+        if (lane == rank)
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(own), "n"(bytes * (CLUSTER - 1))
+                         : "memory");
+        else if (lane < CLUSTER)
+            asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                             address_in(from, lane)),
+                         "r"(from), "n"(bytes), "r"(address_in(own, lane))
+                         : "memory");
+    }
+
+    __device__ __forceinline__ void wait(int buffer, int phase) {
+        word done;
+        do asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                        "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(shared_address(&barriers[buffer])), "r"(phase)
+                        : "memory");
+        while (!done);
+    }
+};
+// What this thread wrote to shared memory may be read by copies that start after the next barrier.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #else
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
