@@ -34,6 +34,8 @@ class CalibratedGRU(StatefulGRU):
 
     def _observe(self, input: Tensor | PackedSequence, hx: Tensor | None) -> None:
         x, h0, layout = standardize(self, input, hx)
+        if h0 is None:
+            h0 = x.new_zeros(len(self.all_weights), x.shape[1], self.hidden_size)
         seen = observe(x, h0, self._cells(), self.bidirectional, layout.active)
         self.observations = merge(self.observations, seen)
         self._stale = True

@@ -76,11 +76,14 @@ class QuantGRU(CalibratedGRU):
             return super().forward(input, hx)
         known = self._quant_state()
         if known.use_quantization and not known.disable_quantization:
-            return self._quantized_forward(input, hx)
+            ready = known.is_calibrated and not self._stale
+            return self._quantized_forward(input, hx, known if ready else self.ensure_calibrated())
         return super().forward(input, hx)
 
-    def _quantized_forward(self, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor]:
-        grids = [cell.resolved() for cell in self.ensure_calibrated().cells]
+    def _quantized_forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None, known: state.QuantState
+    ) -> tuple[Any, Tensor]:
+        grids = [cell.resolved() for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
         autocast = torch.is_autocast_enabled(x.device.type)

@@ -41,7 +41,7 @@ class Layout:
         return h_n if self.is_batched else h_n.squeeze(1)
 
 
-def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor, Layout]:
+def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Layout]:
     """Check a call's arguments and lay them out time first, padded and batched.
 
     Args:
@@ -50,7 +50,7 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
         hx: (layers * directions, batch, hidden), without the batch where the input has none, or None for zeros.
 
     Returns:
-        x (time, batch, input), h0 (layers * directions, batch, hidden), and the layout to return the result in.
+        x (time, batch, input), h0 (layers * directions, batch, hidden) or None, and the layout to return the result in.
 
     Raises:
         ValueError, RuntimeError: `nn.GRU`'s own, naming the dimension, size, dtype or device and what was expected.
@@ -68,30 +68,28 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
         hx = None if hx is None else hx.unsqueeze(1)
     if hx is not None and packed is not None:
         hx = gru.permute_hidden(hx, packed.sorted_indices)
-    if hx is None:
-        batch = int(packed.batch_sizes[0]) if packed is not None else flat.shape[0 if gru.batch_first else 1]
-        directions = 2 if gru.bidirectional else 1
-        hx = flat.new_zeros(gru.num_layers * directions, batch, gru.hidden_size)
     batch_sizes = None if packed is None else packed.batch_sizes
-    gru.check_forward_args(flat, hx, batch_sizes)
+    gru.check_input(flat, batch_sizes)
+    if hx is not None:
+        gru.check_hidden_size(hx, gru.get_expected_hidden_size(flat, batch_sizes))
     _check_state(gru, flat, hx)
     if packed is None:
         x = flat.transpose(0, 1) if gru.batch_first else flat
         if len(x) == 0:
             raise RuntimeError("GRU: Expected a sequence of at least 1 time step, got 0")
         return x, hx, Layout(gru.batch_first, is_batched)
-    active = torch.arange(hx.shape[1]) < batch_sizes.unsqueeze(1)
+    active = torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)
     active = active.to(flat.device)
     x = flat.new_zeros(*active.shape, flat.shape[-1])
     x[active] = flat
     return x, hx, Layout(gru.batch_first, True, packed, active)
 
 
-def _check_state(gru: nn.GRU, input: Tensor, hx: Tensor) -> None:
+def _check_state(gru: nn.GRU, input: Tensor, hx: Tensor | None) -> None:
     """Check what torch's kernel would only find on its own."""
     expected = gru.weight_ih_l0.device
     for name, tensor in (("input", input), ("hx", hx)):
-        if tensor.device != expected:
+        if tensor is not None and tensor.device != expected:
             raise RuntimeError(f"GRU: Expected {name} on {expected}, where the parameters are, got {tensor.device}")
-    if hx.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+    if hx is not None and hx.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
         raise ValueError(f"GRU: Expected hx of {input.dtype}, the input's type, got {hx.dtype}")

@@ -81,7 +81,7 @@ def export_forward(gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | N
         if is_exporting:
             output, h_n = _symbolic(gru, input, hx, is_quantized)
         elif is_quantized:
-            output, h_n = gru._quantized_forward(input, hx)
+            output, h_n = gru._quantized_forward(input, hx, gru.ensure_calibrated())
         else:
             output, h_n = nn.GRU.forward(gru, input, hx)
     if session and is_quantized:

@@ -18,7 +18,7 @@ Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def quantized_gru(
     x: Tensor,
-    h0: Tensor,
+    h0: Tensor | None,
     parameters: Sequence[Parameters],
     grids: Sequence[Mapping[str, Grid]],
     bidirectional: bool = False,
@@ -29,7 +29,7 @@ def quantized_gru(
 
     Args:
         x: (time, batch, input), real, any floating dtype.
-        h0: (layers * directions, batch, hidden), real.
+        h0: (layers * directions, batch, hidden), real; None for zeros.
         parameters: for every layer and direction, in `nn.GRU`'s order, (weight_ih, weight_hh, bias_ih, bias_hh).
         grids: for every layer and direction, canonical operator name to grid, ``op.Rh_add_br`` included.
         bidirectional: two entries a layer.
@@ -42,9 +42,11 @@ def quantized_gru(
         a NaN parameter makes everything NaN.
     """
     directions = 2 if bidirectional else 1
-    kernels = library.kernels_for(x, parameters, grids)
+    kernels = library.kernels_for(x, parameters, grids, directions)
     if kernels is not None:
         return _on_kernels(x, h0, parameters, grids, kernels, directions, active, dropout)
+    if h0 is None:
+        h0 = x.new_zeros(len(parameters), x.shape[1], parameters[0][1].shape[1])
     lost = torch.isnan(x).any(-1)
     feed, finals = _without_nan(x), []
     for first in range(0, len(parameters), directions):
@@ -67,7 +69,7 @@ def quantized_gru(
 
 def _on_kernels(
     x: Tensor,
-    h0: Tensor,
+    h0: Tensor | None,
     parameters: Sequence[Parameters],
     grids: Sequence[Mapping[str, Grid]],
     kernels: Sequence[library.Kernels],
@@ -77,20 +79,18 @@ def _on_kernels(
 ) -> tuple[Tensor, Tensor]:
     """Run the stack on the CUDA kernels: float32 holds their states exactly, and they see to NaN in what they read."""
     feed, finals, diverged = x, [], None
-    if len(parameters) > 1:
+    if len(kernels) > 1:
         sizes = torch._foreach_norm([p.detach() for cell in parameters for p in cell], torch.inf)
         diverged = torch.isnan(torch.stack(sizes)).any()
-    for first in range(0, len(parameters), directions):
+    for layer, of_layer in enumerate(kernels):
+        first = layer * directions
         if first and dropout:  # float32 would round what dropout scales, and that could move a tie
             feed = quantize_real(F.dropout(feed.double(), dropout), grids[first]["input.x"]).value.float()
-        states = []
-        for index in range(first, first + directions):
-            arguments = (feed, h0[index], parameters[index], kernels[index])
-            output, last = library.gru_layer(*arguments, active, diverged, index > first)
-            states.append(output)
-            finals.append(last)
-        feed = torch.cat(states, -1) if directions > 1 else states[0]
-    return feed, torch.stack(finals) if len(finals) > 1 else finals[0].unsqueeze(0)
+        cells = [parameter for cell in parameters[first : first + directions] for parameter in cell]
+        start = h0 if h0 is None or len(kernels) == 1 else h0[first : first + directions]
+        feed, last = library.gru_layer(feed, start, cells, of_layer, active, diverged)
+        finals.append(last)
+    return feed, torch.cat(finals) if len(finals) > 1 else finals[0]
 
 
 def _without_nan(tensor: Tensor) -> Tensor:

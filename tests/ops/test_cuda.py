@@ -63,7 +63,7 @@ def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | No
 
 def takes_kernels(gru: QuantGRU, x: Tensor) -> bool:
     grids = [cell.resolved() for cell in gru._quant_state().cells]
-    return library.kernels_for(x, gru._cells(), grids) is not None
+    return library.kernels_for(x, gru._cells(), grids, 1 + gru.bidirectional) is not None
 
 
 def compare(
@@ -84,16 +84,21 @@ def compare(
     return takes_kernels(on_gpu, x.cuda())
 
 
-@pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8"])
+@pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
 @pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (37, 5), (64, 9), (128, 4), (129, 3), (256, 2), (500, 3)])
 def test_presets(config: str, hidden: int, batch: int) -> None:
     gru = calibrated(hidden, 19, config)
     assert compare(gru, torch.randn(8, batch, 19), torch.randn(1, batch, hidden))
 
 
-@pytest.mark.parametrize("hidden", [700, 1000])
-def test_hidden_sizes_of_the_largest_clusters(hidden: int) -> None:
-    assert compare(calibrated(hidden, 5, "int8"), torch.randn(4, 3, 5))
+@pytest.mark.parametrize(("hidden", "config"), [(700, "int8"), (1000, "int16"), (2048, "int8"), (2000, "w8a16")])
+def test_hidden_sizes_of_the_largest_clusters(hidden: int, config: str) -> None:
+    assert compare(calibrated(hidden, 5, config), torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize(("hidden", "batch"), [(300, 70), (1024, 100), (600, 33)])
+def test_long_walks_of_clusters(hidden: int, batch: int) -> None:
+    assert compare(calibrated(hidden, 5, "int8"), torch.randn(40, batch, 5), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("batch", [600, 1100, 2200])
@@ -101,11 +106,11 @@ def test_large_batches_take_more_rows_a_cta(batch: int) -> None:
     assert compare(calibrated(40, 6, "int8_mixed"), torch.randn(5, batch, 6))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(36))
 def test_random_grids(seed: int, tmp_path: Path) -> None:
-    rng = random.Random(seed)
+    rng, widths = random.Random(seed), range(2, 9) if seed < 24 else range(7, 17)
     sizes = {"hidden_size": rng.choice((3, 20, 70)), "input_size": rng.choice((1, 4, 30)), "batch_first": False}
-    gru, _ = random_gru(seed, tmp_path / "q.json", range(2, 9), torch.float32, **sizes)
+    gru, _ = random_gru(seed, tmp_path / "q.json", widths, torch.float32, **sizes)
     batch, time = rng.randint(1, 9), rng.randint(1, 9)
     lengths = [time, *(rng.randint(1, time) for _ in range(batch - 1))] if seed % 2 else None
     h0 = torch.randn(gru.num_layers * (1 + gru.bidirectional), batch, gru.hidden_size)
@@ -122,7 +127,7 @@ def test_most_random_grids_take_the_kernels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_no_kernel_takes_runs_on_the_reference(seed: int, tmp_path: Path) -> None:
-    gru, _ = random_gru(seed, tmp_path / "q.json", range(9, 13), torch.float32)
+    gru, _ = random_gru(seed, tmp_path / "q.json", range(17, 20), torch.float32)
     x = torch.randn(5, 3, gru.input_size)
     gru.batch_first = False
     assert not compare(gru, x)
@@ -241,10 +246,10 @@ def test_compiled_model_gives_the_same_integers_and_gradients() -> None:
 
 def test_opcheck() -> None:
     gru = calibrated(24, 8, "int8").cuda()
-    kernels = library.kernels_for(torch.randn(5, 3, 8, device="cuda"), gru._cells(), [gru.grids()])[0]
-    tensors = [torch.randn(5, 3, 8, device="cuda"), torch.randn(3, 24, device="cuda"), *gru._cells()[0]]
-    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
-    arguments = (*tensors, kernels.exponents, None, None, kernels.grids, False, 3)
+    x, h0 = torch.randn(5, 3, 8, device="cuda"), torch.randn(1, 3, 24, device="cuda")
+    kernels = library.kernels_for(x, gru._cells(), [gru.grids()], 1)[0]
+    x, h0, *parameters = (tensor.detach().requires_grad_() for tensor in (x, h0, *gru._cells()[0]))
+    arguments = (x, h0, parameters, kernels.exponents, None, None, kernels.grids, 3)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments, test_utils=checks)
 

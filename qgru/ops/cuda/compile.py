@@ -12,12 +12,15 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "kernels"
 FILES = {
-    "prepare": ("common.cuh", "prepare.cu"),
-    "project": ("common.cuh", "stored.cuh", "project.cu"),
-    "forward": ("common.cuh", "cell.cuh", "forward.cu"),
-    "backward": ("common.cuh", "cell.cuh", "walk.cuh", "factors.cuh", "backward.cu"),
-    "operand": ("common.cuh", "stored.cuh", "finish.cu"),
-    "parameters": ("common.cuh", "stored.cuh", "finish.cu"),
+    "prepare": ("common.cuh", "stored.cuh", "prepare.cu"),
+    "project": ("common.cuh", "project.cu"),
+    "forward": ("common.cuh", "cell.cuh", "loop.cuh", "product.cuh", "forward.cu"),
+    "factors": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "factors.cu"),
+    "walk": ("common.cuh", "chunk.cuh", "walk.cuh", "walk.cu"),
+    "pieces": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "pieces.cu"),
+    "parameters": ("common.cuh", "parameters.cu"),
+    "input_weights": ("common.cuh", "stored.cuh", "input.cu"),
+    "input_gradient": ("common.cuh", "stored.cuh", "input.cu"),
 }
 Macros = tuple[tuple[str, int], ...]
 
@@ -55,7 +58,8 @@ def cubin(name: str, macros: Macros, arch: str) -> bytes:
     cached = _cache_folder() / f"{name}-{key[:32]}.cubin"
     if cached.is_file():
         return cached.read_bytes()
-    options = ProgramOptions(std="c++17", arch=arch, define_macro=[(macro, str(value)) for macro, value in macros])
+    defined = [(macro, str(value)) for macro, value in macros] or None
+    options = ProgramOptions(std="c++17", arch=arch, define_macro=defined)
     code = bytes(Program(text, "c++", options=options).compile("cubin").code)
     _write(cached, code)
     return code

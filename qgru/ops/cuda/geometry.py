@@ -1,46 +1,68 @@
-"""How a layer's shape is laid over the GPU: rows, clusters, warps, and what stays in registers and in shared memory."""
+"""How a walk over time is laid over the GPU: rows, clusters, warps, and where the recurrent weights stay."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar, NamedTuple, TypeVar
 
 SHARED_BYTES = {8: 99 * 1024, 9: 227 * 1024, 10: 227 * 1024, 12: 99 * 1024}
 CLUSTERS = (1, 2, 4, 8, 16)
 ROWS = (4, 8, 16)
-# Of a thread's registers, for the weights: by rows, and by tiles a warp.
-_FORWARD_BYTES, _BACKWARD_BYTES = {4: 768, 8: 576, 16: 576}, {1: 480, 2: 576}
-_MAX_WARPS = 8
+
+
+class Widths(NamedTuple):
+    """What a layer's grids, and the precision of its gradient, ask of the layout.
+
+    Attributes:
+        weight_limbs: 8-bit limbs of the recurrent weights.
+        state_limbs: of the state.
+        code_bytes: bytes of a stored code.
+        table_bytes: bytes of the activation tables in shared memory.
+        real_bytes: 4 or 8, the arithmetic's carrier.
+        gradient_limbs: of the recurrent gradient; 0 without backward.
+    """
+
+    weight_limbs: int
+    state_limbs: int
+    code_bytes: int
+    table_bytes: int
+    real_bytes: int
+    gradient_limbs: int = 0
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A time loop's layout.
+    """A layout: of the forward's loop (`Loop`) or the backward's (`Walk`).
 
     Attributes:
         cluster: CTAs that share a sequence.
         rows: batch rows of a cluster.
         warps: of a CTA.
         tiles_a_warp: tiles of 16 hidden units that a warp owns.
-        forward_k64: of a warp's weights, how many blocks of 64 columns stay in registers.
-        backward_k64: likewise in backward.
+        k_split: warps that share a tile's product, each over some of the columns.
         padded: columns of the recurrent weights, a multiple of 64.
         groups: clusters that the batch needs.
+        register_k64: of a warp's weights, how many blocks of 64 columns stay in registers.
+        shared_k64: how many in shared memory; the rest is read from L2 at every step.
     """
 
     cluster: int
     rows: int
     warps: int
     tiles_a_warp: int
-    forward_k64: int
-    backward_k64: int
+    k_split: int
     padded: int
     groups: int
+    register_k64: int = 0
+    shared_k64: int = 0
+
+    most_warps: ClassVar[int]
 
     @property
     def cta_tiles(self) -> int:
         """Tiles of a CTA."""
-        return self.warps * self.tiles_a_warp
+        return self.warps // self.k_split * self.tiles_a_warp
 
     @property
     def tiles(self) -> int:
@@ -58,96 +80,160 @@ class Geometry:
         return 32 * self.warps
 
     @property
-    def elements(self) -> int:
-        """Elements of a lane and tile: two units of a quarter of the rows."""
-        return self.rows // 2
+    def lane_rows(self) -> int:
+        """Rows of a lane: it owns two units of each in every tile."""
+        return self.rows // 4 // self.k_split
 
-    def fragment_bytes(self, register_k64: int) -> int:
-        """Shared memory for the weights that registers don't hold."""
-        blocks = (self.padded // 64 - register_k64) * 3 * self.tiles_a_warp * 2 + 1
-        return 16 * blocks * self.threads
+    @property
+    def streamed_k64(self) -> int:
+        """How many blocks don't fit on the chip."""
+        return self.padded // 64 // self.k_split - self.register_k64 - self.shared_k64
 
-    def forward_bytes(self, code_bytes: int, table_bytes: int, real_bytes: int) -> int:
-        """Dynamic shared memory of the forward loop: `Shared` in forward.cu."""
-        state = 2 * self.rows * _stride(self.padded)
-        ring = 6 * self.threads * (self.tiles_a_warp * self.elements * 4 * code_bytes + self.rows)
-        constants = 16 * self.cta_tiles * (8 * real_bytes + 16)
-        return _aligned(state + self.fragment_bytes(self.forward_k64) + ring + constants + table_bytes)
-
-    def backward_bytes(self, code_bytes: int, table_bytes: int, real_bytes: int, limbs: int) -> int:
-        """Dynamic shared memory of the backward loop: `Shared` in backward.cu."""
-        columns = 2 * self.rows * (2 if limbs == 3 else 1)
-        each = self.tiles_a_warp * (self.elements * (4 * code_bytes + 2) + 16 * self.rows // 4) + self.rows
-        ring = 4 * self.threads * each
-        small = 4 * self.rows * (self.warps + self.cluster)
-        constants = 16 * self.cta_tiles * 8 * real_bytes
-        limb_bytes = columns * _stride(3 * self.padded)
-        return _aligned(
-            limb_bytes + self.fragment_bytes(self.backward_k64) + ring + small + constants + 2 * table_bytes
+    @property
+    def macros(self) -> tuple[tuple[str, int], ...]:
+        """What to compile with."""
+        return (
+            ("ROWS", self.rows),
+            ("CLUSTER", self.cluster),
+            ("PADDED", self.padded),
+            ("WARPS", self.warps),
+            ("TILES_A_WARP", self.tiles_a_warp),
+            ("CTA_TILES", self.cta_tiles),
+            ("K_SPLIT", self.k_split),
+            ("REGISTER_K64", self.register_k64),
+            ("SHARED_K64", self.shared_k64),
         )
 
+    def block_bytes(self, widths: Widths) -> int:
+        """Shared memory for a CTA's weights of one block a warp."""
+        return 16 * 3 * 2 * self.tiles_a_warp * widths.weight_limbs * self.threads
 
-def _stride(length: int) -> int:
-    return (length + 63) // 128 * 128 + 64
+    def shared_bytes(self, widths: Widths) -> int:
+        """Dynamic shared memory: `Shared` in loop.cuh or walk.cuh."""
+        weights = self.shared_k64 * self.block_bytes(widths) + 16 * self.threads
+        return -(-(self.fixed_bytes(widths) + weights) // 128) * 128 + 256
+
+    def fixed_bytes(self, widths: Widths) -> int:
+        """Shared memory for all but the weights."""
+        raise NotImplementedError
+
+    def register_bytes(self, widths: Widths) -> int:
+        """Of a thread's registers, what the weights may take."""
+        raise NotImplementedError
 
 
-def _aligned(size: int) -> int:
-    return (size + 15) // 16 * 16 + 64
+class Loop(Geometry):
+    """The forward's layout."""
+
+    STAGES = 6  # of the copies ahead, in loop.cuh
+    most_warps = 8
+
+    @property
+    def elements(self) -> int:
+        """Elements of a tile's slot in the stored codes: two units of a quarter of the rows."""
+        return self.rows // 2
+
+    def fixed_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        elements = self.tiles_a_warp * 2 * self.lane_rows  # of a lane
+        levels = widths.weight_limbs + widths.state_limbs - 1
+        state = 2 * self.rows * self.padded * widths.state_limbs
+        ring = self.STAGES * self.threads * (elements * 4 * widths.code_bytes + self.rows)
+        partial = 4 * 3 * elements * levels * self.threads if self.k_split > 1 else 0
+        constants = 16 * self.cta_tiles * (8 * widths.real_bytes + 2 * 4 * 8)
+        return state + ring + partial + constants + widths.table_bytes
+
+    def register_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        if self.tiles_a_warp > 2 or (self.rows == 16 and widths.weight_limbs + widths.state_limbs == 4):
+            return 384
+        return 768 if self.rows == 4 else 576
+
+
+class Walk(Geometry):
+    """The backward's layout."""
+
+    most_warps = 16
+
+    @property
+    def stages(self) -> int:
+        """Of the copies ahead."""
+        return 4 if self.cluster == 1 else 3
+
+    def fixed_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        columns = self.rows * 2 * (2 if widths.gradient_limbs == 3 else 1)
+        slices = 3 * self.padded * columns + 4 * self.rows * self.cluster
+        pairs = self.tiles_a_warp * self.lane_rows * self.threads
+        largest = 4 * self.rows * self.warps // self.k_split
+        partial = 8 * pairs if self.k_split > 1 else 0
+        return slices + self.stages * pairs * 40 + largest + partial
+
+    def register_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        if self.warps > 8:
+            return 288 if self.tiles_a_warp == 1 else 192
+        return 576 if widths.weight_limbs == 1 and self.rows < 16 else 480
+
+
+Kind = TypeVar("Kind", bound=Geometry)
 
 
 @lru_cache(maxsize=1024)
 def geometry(
-    hidden: int,
-    batch: int,
-    code_bytes: int,
-    table_bytes: int,
-    real_bytes: int,
-    limbs: int,
-    capability: int,
-    processors: int,
-) -> Geometry | None:
-    """Return the layout of least latency that fits, or None: the smallest cluster, the fewest rows on one wave.
+    kind: type[Kind], hidden: int, batch: int, widths: Widths, capability: int, processors: int
+) -> Kind | None:
+    """Return the layout of least latency that fits, or None.
+
+    That is the smallest cluster that holds the weights on the chip, or else the largest; in it the fewest waves, then
+    the fewest weights read at every step, then the fewest rows.
 
     Args:
+        kind: `Loop` or `Walk`.
         hidden: hidden units.
         batch: rows.
-        code_bytes: bytes of a stored code.
-        table_bytes: bytes of the activation tables in shared memory.
-        real_bytes: 4 or 8, the arithmetic's carrier.
-        limbs: of the recurrent gradient; 0 where there is no backward.
+        widths: of the grids.
         capability: major compute capability.
         processors: multiprocessors of the device.
     """
-    limit = SHARED_BYTES.get(capability, 99 * 1024)
-    for cluster in CLUSTERS if capability in (9, 10) else CLUSTERS[:1]:
-        fitting = []
-        for rows in ROWS:
-            candidate = _candidate(hidden, batch, cluster, rows)
-            if candidate is None:
-                continue
-            sizes = (code_bytes, table_bytes, real_bytes)
-            needed = candidate.forward_bytes(*sizes)
-            if limbs:
-                needed = max(needed, candidate.backward_bytes(*sizes, limbs))
-            if needed <= limit:
-                fitting.append(candidate)
-        # A GPC holds 16 to 18 multiprocessors, so that a cluster of 16 leaves some idle.
-        available = processors // cluster
-        on_one_wave = [candidate for candidate in fitting if candidate.groups <= available]
-        if fitting:
-            return on_one_wave[0] if on_one_wave else fitting[-1]
-    return None
+    limit, has_clusters = SHARED_BYTES.get(capability, 99 * 1024), capability in (9, 10)
+    best = None
+    for cluster in CLUSTERS if has_clusters else CLUSTERS[:1]:
+        candidates = [_candidate(kind, hidden, batch, cluster, rows, not has_clusters) for rows in ROWS]
+        fitting = [_with_weights(candidate, widths, limit) for candidate in candidates if candidate is not None]
+        fitting = [candidate for candidate in fitting if candidate is not None]
+        if not fitting:
+            continue
+        at_once = max(
+            1, processors // cluster
+        )  # a GPC holds 16 to 18 multiprocessors: a cluster of 16 leaves some idle
+        best = min(fitting, key=lambda c: (-(-c.groups // at_once), c.streamed_k64, c.rows))
+        if any(candidate.streamed_k64 == 0 for candidate in fitting):
+            return best
+    return best
 
 
-def _candidate(hidden: int, batch: int, cluster: int, rows: int) -> Geometry | None:
+def _with_weights(candidate: Kind, widths: Widths, limit: int) -> Kind | None:
+    """Put as many of the weights on the chip as fit; None where nothing else does."""
+    blocks = candidate.padded // 64 // candidate.k_split
+    held = candidate.register_bytes(widths) // (96 * candidate.tiles_a_warp * widths.weight_limbs)
+    registers, free = min(blocks, held), limit - candidate.shared_bytes(widths)
+    if free < 0:
+        return None
+    shared = min(blocks - registers, free // candidate.block_bytes(widths))
+    return replace(candidate, register_k64=registers, shared_k64=shared)
+
+
+def _candidate(kind: type[Kind], hidden: int, batch: int, cluster: int, rows: int, alone: bool) -> Kind | None:
+    """Return a layout without its weights; `alone` on a GPU without clusters, where a CTA takes what it can."""
     tiles = -(-hidden // (16 * cluster))
     tiles = -(-tiles // 4) * 4 if cluster > 1 else tiles  # slices of 64 units: a block of k belongs to one CTA
-    tiles_a_warp = -(-tiles // _MAX_WARPS)
-    if tiles_a_warp > 2:
+    tiles_a_warp = -(-tiles // kind.most_warps)
+    if tiles_a_warp * kind.most_warps > 16 and not (alone and tiles_a_warp <= 4 and rows == 4):
         return None
     warps = -(-tiles // tiles_a_warp)
     padded = -(-cluster * warps * tiles_a_warp * 16 // 64) * 64
-    in_registers = [
-        min(padded // 64, held // (96 * tiles_a_warp)) for held in (_FORWARD_BYTES[rows], _BACKWARD_BYTES[tiles_a_warp])
-    ]
-    return Geometry(cluster, rows, warps, tiles_a_warp, *in_registers, padded, -(-batch // rows))
+    k_split = 2 if warps == 4 and padded >= 256 else 1
+    if rows == 4 and k_split == 2:
+        return None  # as many elements a lane as 8 rows have
+    return kind(cluster, rows, warps * k_split, tiles_a_warp, k_split, padded, -(-batch // rows))

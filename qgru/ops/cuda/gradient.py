@@ -1,165 +1,201 @@
-"""Backward of one layer and direction: the reverse walk in chunks of time steps, each followed by its products."""
+"""Backward of one layer and direction: in chunks of time steps, last first, what can be parallel around the walk."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
+from qgru.schema import OPTIONAL
 
-_CHUNK_BYTES = 160 << 20
+_BYTES = 12  # of a chunk's buffers, for every element of the whole sequence
+_LEAST_BYTES = 12 << 20
+_PARTIALS = 528  # of a bias's sum, for all tiles together
+CHUNK = struct.Struct("@13P4q4i")
+"""A chunk's tensors and place, as the kernels' `Chunk`."""
+
+_WEIGHTS = ("weight.W", "weight.R", "weight.bw", "weight.br")
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What the forward left.
+class Saved(NamedTuple):
+    """What the forward read and left.
 
     Attributes:
         x: (time, batch, input), the real input.
-        h0: (batch, hidden), the real initial state.
+        h0: (batch, hidden), the real initial state, or None for zeros.
         parameters: W, R, bw, br, real.
         exponents: (4, 3 * hidden) int32.
         states: (time, batch, hidden), the output.
-        workspace: the forward's.
+        workspace: address of the forward's.
     """
 
     x: Tensor
-    h0: Tensor
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor]
+    h0: Tensor | None
+    parameters: Sequence[Tensor]
     exponents: Tensor
     states: Tensor
-    workspace: Tensor
+    workspace: int
 
 
-class Backward:
-    """One backward pass.
+class Gradient:
+    """The backward of a layer: everything that no tensor's values decide.
 
     Args:
         layer: that ran the forward.
-        stream: the current stream.
-        saved: the forward's tensors.
-        reverse: the forward's direction.
     """
 
-    def __init__(self, layer: Layer, stream: int, saved: Saved, reverse: bool) -> None:
-        self.layer, self.stream, self.saved, self.reverse = layer, stream, saved, reverse
-        self.base = saved.workspace.data_ptr()
+    def __init__(self, layer: Layer) -> None:
+        self.layer, plan, shape = layer, layer.plan, layer.shape
+        self.pairs = -(-shape.hidden // 4) * 2  # of hidden units, even: 16-byte stores
+        self.x_width = -(-shape.input // 8) * 8  # for the products' alignment
+        self.x_terms, self.h_terms, self.W_terms = map(plan.limbs, ("input.x", "output.h", "weight.W"))
+        row_bytes = (
+            2 * (24 * self.pairs + self.x_terms * self.x_width + 2 * self.h_terms * self.pairs) + 4 * shape.hidden
+        )
+        size = max(_LEAST_BYTES, _BYTES * shape.time * shape.batch * shape.hidden)
+        self.steps = min(shape.time, max(1, size // (shape.batch * row_bytes)))
+        across = -(-layer.layout.tiles // 8) + 1
+        self.pieces_grid = (min(self.steps * layer.layout.groups, max(16, _PARTIALS // across)), across)
+        slots = self.steps * layer.layout.groups * layer.layout.tiles
+        self.factors_grid = (min(-(-slots // 8), 1 << 13), 1)
 
-    def run(self, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool) -> list[Tensor | None]:
-        """Return the gradients of x (float32; None unless needed), h0, W, R, bw and br."""
-        shape, saved = self.layer.shape, self.saved
-        like, pairs = saved.h0, _pairs(shape.hidden)
-        self.dh = torch.empty_like(like) if d_last is None else d_last.contiguous().clone()
-        self.dh_is_zero = d_last is None
-        self.d_bias = like.new_empty(self.layer.layout.groups, 4, shape.hidden)
-        dx = like.new_empty(saved.x.shape) if needs_x else None
-        weights = self._dequantized_W() if needs_x else None
-        width = (
-            12 * pairs
-        )  # of the gates' gradients: (pairs, gates r z, 2 terms, 2 units), then (pairs, 2 terms, 2 units) for g
-        steps = min(shape.time, max(1, _CHUNK_BYTES // (shape.batch * width * 4)))
-        widths = (width, width, shape.input, 2 * pairs)
-        buffers = [like.new_empty((steps * shape.batch, n), dtype=torch.bfloat16) for n in widths]
-        sums: list[Tensor] = []
-        for end in range(shape.time, 0, -steps):
-            start = max(0, end - steps)
-            rows = (end - start) * shape.batch
-            dWx, dRh, x, h = (buffer[:rows] for buffer in buffers)
-            self._walk(d_states, dWx, dRh, h, start, end)
-            self.dh_is_zero = False
-            first = shape.time - end if self.reverse else start
-            self._operand(saved.x[first : first + end - start], x, None)
-            factors = ((dWx, x), (dRh, h))
-            if not sums:
-                sums = [torch.mm(d.t(), m, out_dtype=torch.float32) for d, m in factors]
-            else:
-                zipped = zip(sums, factors, strict=True)
-                for total, (d, m) in zipped:
-                    torch.addmm(total, d.t(), m, out_dtype=torch.float32, out=total)
-            if dx is not None:
-                chunk = dx[first : first + end - start]
-                chunk.view(rows, shape.input).copy_(torch.mm(dWx, weights, out_dtype=torch.float32))
-        if dx is not None:
-            self._operand(saved.x, None, dx)
-        return [dx, self.dh, *self._parameters(*sums)]
+    def run(
+        self, stream: int, saved: Saved, reverse: bool, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
+    ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+        """Return the gradients of x (float32; None unless needed), of the initial state, and of W, R, bw and br.
 
-    def _walk(self, d_states: Tensor | None, dWx: Tensor, dRh: Tensor, h: Tensor, start: int, end: int) -> None:
-        """Go back over steps `start` to `end` of the walk; fill the gates' gradients and the states' integers."""
-        layer, saved, shape, plan = self.layer, self.saved, self.layer.shape, self.layer.plan
-        at = {name: self.base + offset for name, offset in layer.offsets.items()}
+        Args:
+            stream: the current stream.
+            saved: the forward's tensors.
+            reverse: the forward's direction.
+            d_states: gradient of the states, or None for zeros; neighbours in the last dimension are in memory, too.
+            d_last: gradient of the last state, contiguous, or None for zeros.
+            needs_x: the input's is wanted.
+        """
+        shape, pairs, like = self.layer.shape, self.pairs, saved.states
+        time, batch, hidden = shape.time, shape.batch, shape.hidden
+        rows = self.steps * batch
+        dh = torch.empty((batch, hidden), dtype=torch.float32, device=like.device)
+        d_bias = torch.empty((self.pieces_grid[0], 4, hidden), dtype=torch.float32, device=like.device)
+        d = torch.empty((rows, hidden), dtype=torch.float32, device=like.device)
+        widths = (12 * pairs, 12 * pairs, self.x_terms * self.x_width, self.h_terms * 2 * pairs)
+        sizes = [rows * width for width in widths]
+        buffer = torch.empty(sum(sizes), dtype=torch.bfloat16, device=like.device)
+        buffers = [part.view(rows, width) for part, width in zip(buffer.split(sizes), widths, strict=True)]
+        dx = torch.empty((time, batch, shape.input), dtype=torch.float32, device=like.device) if needs_x else None
+        weights = self._input_weights(stream, saved) if needs_x else None
         d_strides = (0, 0) if d_states is None else d_states.stride()[:2]
-        arguments = struct.pack(
-            "@15P4q10i",
-            *(at["Rt"], at["constants"], layer.tables[0].data_ptr(), layer.tables[1].data_ptr()),
-            *(saved.h0.data_ptr(), at["codes"], at["flags"], at["bits"], saved.states.data_ptr()),
-            0 if d_states is None else d_states.data_ptr(),
-            *(t.data_ptr() for t in (self.dh, dWx, dRh, h, self.d_bias)),
-            *saved.states.stride()[:2],
-            *d_strides,
-            *(shape.time, shape.batch, layer.layout.groups, self.reverse),
-            *(start, end, *plan.table_starts[1:], self.dh_is_zero, 0),
-        )
-        c, m = plan.exponent("op.Rh_add_br"), plan.exponent("op.rRh")
-        h, old = plan.exponent("output.h"), plan.exponent("op.old_contrib")
-        exponents = (c - m, h - old, -c, -plan.exponent("op.new_contrib"), h - plan.exponent("matmul.Rh"))
-        tail = struct.pack("@5f", *(2.0**e for e in exponents))
-        layer.backward(self.stream, (layer.layout.groups * layer.layout.cluster, 1), arguments + layer.numbers + tail)
-
-    def _operand(self, source: Tensor, integers: Tensor | None, masked: Tensor | None) -> None:
-        """Write the input's integers, or put zeros where it is clamped."""
-        plan = self.layer.plan
-        arguments = struct.pack(
-            "@3P2q4i3f",
-            source.data_ptr(),
-            0 if integers is None else integers.data_ptr(),
-            0 if masked is None else masked.data_ptr(),
-            *source.stride()[:2],
-            *(*source.shape, 0),
-            2.0 ** plan.exponent("input.x"),
-            *plan.range("input.x"),
-        )
-        blocks = min(-(-source.shape[0] * source.shape[1] // 8), 1 << 12)
-        kernel = self.layer.kernel("operand", (("CODE_BYTES", 1), *self.layer.input_macros), 256)
-        kernel(self.stream, (blocks, 1), arguments)
-
-    def _parameters(self, W_sums: Tensor, R_sums: Tensor) -> list[Tensor]:
-        """Return the gradients of W, R, bw and br: zero where a parameter is clamped."""
-        saved, plan, shape = self.saved, self.layer.plan, self.layer.shape
-        gradients = [torch.empty_like(parameter) for parameter in saved.parameters]
-        names = ("weight.W", "weight.R", "weight.bw", "weight.br")
-        matrices = ((W_sums, "input.x"), (R_sums, "output.h"))
-        packed = b""
-        for i, (name, parameter, gradient) in enumerate(zip(names, saved.parameters, gradients, strict=True)):
-            pointers = (parameter.data_ptr(), saved.exponents[i].data_ptr(), gradient.data_ptr())
-            if i < 2:
-                sums, operand = matrices[i]
-                sizes = (parameter.shape[1], sums.shape[1])
-                scale = 2.0 ** -plan.exponent(operand)
-                packed += struct.pack("@4P2i3f4x", sums.data_ptr(), *pointers, *sizes, scale, *plan.range(name))
+        fixed = (saved.workspace, _address(saved.h0), like.data_ptr(), _address(d_states))
+        addresses = [part.data_ptr() for part in buffers]
+        outputs = (addresses[0], d.data_ptr(), *addresses[:2], addresses[3], addresses[2], d_bias.data_ptr())
+        sums: list[Tensor] = []
+        for end in range(time, 0, -self.steps):
+            start = max(0, end - self.steps)
+            first, used = time - end if reverse else start, (end - start) * batch
+            dh_in = _address(d_last) if end == time else dh.data_ptr()
+            places = (*like.stride()[:2], *d_strides, start, end, reverse, first)
+            chunk = CHUNK.pack(*fixed, dh_in, dh.data_ptr(), *outputs, *places)
+            for kernel, grid, constants in self._launches:
+                kernel(stream, grid, chunk + constants)
+            dWx, dRh, x, h = buffers if used == rows else [part[:used] for part in buffers]
+            if not sums:
+                sums = [torch.mm(a.t(), b, out_dtype=torch.float32) for a, b in ((dWx, x), (dRh, h))]
             else:
-                packed += struct.pack("@3P2f", *pointers, *plan.range(name))
-        packed += struct.pack("@P2i", self.d_bias.data_ptr(), shape.hidden, len(self.d_bias))
-        kernel = self.layer.kernel("parameters", (("CODE_BYTES", 1), ("X_BYTES", 4)), 128)
-        kernel(self.stream, (3 * shape.hidden + -(-4 * shape.hidden // 128), 1), packed)
+                for total, a, b in zip(sums, (dWx, dRh), (x, h), strict=True):
+                    torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
+            if dx is not None and weights is not None:
+                products = torch.mm(dWx, weights, out_dtype=torch.float32)
+                self._input_gradient(stream, saved, products, dx[first : first + end - start], first)
+        return dx, dh, self._parameters(stream, saved, sums, d_bias)
+
+    @cached_property
+    def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
+        layer, walk = self.layer, self.layer.walk
+        assert walk is not None
+        element = (*layer.numeric, ("ROWS", layer.layout.rows))
+        terms = (("X_LIMBS", self.x_terms), ("H_LIMBS", self.h_terms))
+        shape = (("HIDDEN", layer.shape.hidden), ("R_LIMBS", layer.plan.limbs("weight.R")), ("LIMBS", layer.limbs))
+        macros = (*walk.macros, *shape, ("STAGES", walk.stages))
+        elements = self._element_constants()
+        return (
+            (layer.kernel("factors", element, 256), self.factors_grid, elements),
+            (
+                layer.kernel("walk", macros, walk.threads, walk.shared_bytes(layer.widths), walk.cluster),
+                (walk.groups * walk.cluster, 1),
+                self._walk_constants(),
+            ),
+            (layer.kernel("pieces", (*element, *terms), 256), self.pieces_grid, elements),
+        )
+
+    def _element_constants(self) -> bytes:
+        layer, plan, shape, layout = self.layer, self.layer.plan, self.layer.shape, self.layer.layout
+        sections = (layer.offsets[name] for name in ("codes", "flags", "bits", "constants", "x"))
+        tables = (table.data_ptr() for table in layer.tables)
+        sizes = (shape.time, shape.batch, shape.hidden, layout.units, layout.tiles, layout.groups)
+        inputs = (shape.input, layer.projection.padded, self.x_width, -plan.offset("input.x"))
+        packed = struct.pack("@5q2P12i", *sections, *tables, *sizes, *plan.table_starts[1:], *inputs)
+        c, m = plan.exponent(OPTIONAL), plan.exponent("op.rRh")
+        h, old = plan.exponent("output.h"), plan.exponent("op.old_contrib")
+        exponents = (c - m, h - old, -c, -plan.exponent("op.new_contrib"))
+        return packed + layer.numbers + struct.pack("@4f", *(2.0**e for e in exponents))
+
+    def _walk_constants(self) -> bytes:
+        plan, shape = self.layer.plan, self.layer.shape
+        h = plan.exponent("output.h")
+        reals = (2.0 ** (h - plan.exponent("matmul.Rh")), 2.0**h, *plan.range("output.h"))
+        return struct.pack("@qi4fi", self.layer.offsets["Rt"], shape.batch, *reals, 0)
+
+    def _parameters(self, stream: int, saved: Saved, sums: Sequence[Tensor], d_bias: Tensor) -> list[Tensor]:
+        """Return the gradients of W, R, bw and br: zero where a parameter is clamped."""
+        gradients = [torch.empty_like(parameter) for parameter in saved.parameters]
+        tensors = (*sums, *saved.parameters, saved.exponents, *gradients, d_bias)
+        kernel, grid, constants = self._finish
+        kernel(stream, grid, struct.pack("@12P", *[tensor.data_ptr() for tensor in tensors]) + constants)
         return gradients
 
-    def _dequantized_W(self) -> Tensor:
-        """Return the input weights in the order of the gates' gradients, (12 * pairs, input) bfloat16: exact."""
-        layer, shape = self.layer, self.layer.shape
-        start, rows, pairs = layer.offsets["W"], 3 * layer.layout.units, _pairs(shape.hidden)
-        codes = self.saved.workspace[start : start + rows * layer.padded_input].view(torch.int8)
-        codes = codes.view(3, layer.layout.units, layer.padded_input)[:, : 2 * pairs, : shape.input]
-        steps = torch.exp2(-self.saved.exponents[0].float()).view(3, shape.hidden, 1)
-        steps = torch.nn.functional.pad(steps, (0, 0, 0, 2 * pairs - shape.hidden))
-        weights = (codes * steps).bfloat16().view(3, pairs, 1, 2, shape.input)
-        rz = weights[:2].transpose(0, 1).expand(pairs, 2, 2, 2, shape.input).reshape(8 * pairs, shape.input)
-        g = weights[2].expand(pairs, 2, 2, shape.input).reshape(4 * pairs, shape.input)
-        return torch.cat((rz, g))
+    @cached_property
+    def _finish(self) -> tuple[Kernel, tuple[int, int], bytes]:
+        plan, shape = self.layer.plan, self.layer.shape
+        sizes = (shape.hidden, self.pieces_grid[0], shape.input, self.x_terms, self.x_width)
+        steps = (2.0 ** -plan.exponent("input.x"), 2.0 ** -plan.exponent("output.h"))
+        ranges = [plan.range(name) for name in _WEIGHTS]
+        bounds = (*[lo for lo, _ in ranges], *[hi for _, hi in ranges])
+        constants = struct.pack("@7i10fi", *sizes, self.h_terms, 2 * self.pairs, *steps, *bounds, 0)
+        return self.layer.kernel("parameters", (), 128), (4 * shape.hidden, 1), constants
+
+    def _input_weights(self, stream: int, saved: Saved) -> Tensor:
+        """Return W's integers as real numbers in the order of the gates' gradients, (12 * pairs, terms * width)."""
+        size = (12 * self.pairs, self.W_terms * self.x_width)
+        weights = torch.empty(size, dtype=torch.bfloat16, device=saved.states.device)
+        self._launch_input("input_weights", stream, saved, (12 * self.pairs, 1), weights=weights.data_ptr())
+        return weights
+
+    def _input_gradient(self, stream: int, saved: Saved, products: Tensor, dx: Tensor, first: int) -> None:
+        x, rows = saved.x, len(products)
+        address = x.data_ptr() + first * x.stride(0) * x.element_size()
+        grid = (min(-(-rows // 8), 1 << 12), 1)
+        tensors = {"x": address, "products": products.data_ptr(), "dx": dx.data_ptr(), "rows": rows}
+        self._launch_input("input_gradient", stream, saved, grid, **tensors)
+
+    def _launch_input(
+        self, name: str, stream: int, saved: Saved, grid: tuple[int, int], weights: int = 0, x: int = 0,
+        products: int = 0, dx: int = 0, rows: int = 0,
+    ) -> None:  # fmt: skip
+        layer, shape, plan = self.layer, self.layer.shape, self.layer.plan
+        addresses = (saved.workspace, saved.exponents.data_ptr(), weights, x, products, dx)
+        sizes = (shape.batch, shape.input, self.x_width, shape.hidden, layer.layout.units, layer.projection.padded)
+        grids = (2.0 ** plan.exponent("input.x"), *plan.range("input.x"), 0)
+        strides = saved.x.stride()[:2]
+        arguments = struct.pack("@6P2q2iq6i3fi", *addresses, *strides, rows, 0, layer.offsets["W"], *sizes, *grids)
+        macros = (*layer.input_macros, ("W_LIMBS", self.W_terms))
+        layer.kernel(name, macros, 128 if name == "input_weights" else 256)(stream, grid, arguments)
 
 
-def _pairs(hidden: int) -> int:
-    """Pairs of hidden units in the gates' gradients: even, for 16-byte stores."""
-    return -(-hidden // 4) * 2
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel, Macros
-from qgru.ops.cuda.geometry import Geometry, geometry
+from qgru.ops.cuda.geometry import SHARED_BYTES, Loop, Walk, Widths, geometry
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
+from qgru.ops.cuda.projection import WARPS, Projection, projection
 from qgru.schema import OPTIONAL
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_COLUMNS = 32  # of the projection's CTA
-_MOST_INPUTS = 4096  # whose quantized columns fit in shared memory
+CALL = struct.Struct("@12P4q2i")
+"""A forward call, as the kernels' `Call`: pointers and strides."""
 
 
 class Shape(NamedTuple):
@@ -48,16 +49,22 @@ def layer_of(grids: str, shape: Shape, limbs: int) -> Layer | None:
     """
     plan = plan_of(grids)
     arithmetic = plan.arithmetic(shape.input, shape.hidden)
-    capability, processors = processor(shape.device)
-    if arithmetic is None or capability < (8, 0) or shape.dtype not in INPUT_DTYPES or shape.input > _MOST_INPUTS:
+    (major, _), processors = processor(shape.device)
+    if arithmetic is None or major < 8 or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
         if shared and plan.table_entries > SHARED_TABLE_ENTRIES:
             continue
-        sizes = (plan.code_bytes, 4 * plan.table_entries if shared else 0, 8 if arithmetic.wide else 4)
-        layout = geometry(shape.hidden, shape.batch, *sizes, limbs, capability[0], processors)
-        if layout is not None:
-            return Layer(plan, shape, layout, arithmetic.wide, shared, limbs)
+        widths = widths_of(plan, arithmetic.wide, shared, limbs)
+        layout = geometry(Loop, shape.hidden, shape.batch, widths, major, processors)
+        walk = geometry(Walk, shape.hidden, shape.batch, widths, major, processors) if limbs else None
+        if layout is None or (limbs and walk is None):
+            continue
+        steps = -(-shape.time // 2) if layout.rows == 4 else shape.time
+        columns, padded = steps * layout.groups * max(layout.rows, 8), -(-shape.input // 64) * 64
+        product = (plan.limbs("weight.W"), plan.limbs("input.x"), processors, SHARED_BYTES.get(major, 99 * 1024))
+        projected = projection(columns, padded, layout.tiles, *product)
+        return projected and Layer(plan, shape, layout, walk, projected, arithmetic.wide, widths)
     return None
 
 
@@ -68,34 +75,46 @@ class Layer:
         plan: the grids.
         shape: the sizes.
         layout: of the time loop.
+        walk: of the backward's, or None where nothing is saved for it.
+        projection: of the product before the loop.
         wide: carry integers in float64.
-        shared_tables: the activations' tables fit in shared memory.
-        limbs: of the recurrent gradient; 0 saves nothing for it.
+        widths: that the layouts were made for.
     """
 
-    def __init__(self, plan: Plan, shape: Shape, layout: Geometry, wide: bool, shared_tables: bool, limbs: int) -> None:
-        self.plan, self.shape, self.layout, self.wide = plan, shape, layout, wide
-        self.limbs, self.train = limbs, limbs > 0
-        self.shared_tables = shared_tables
-        self.padded_input = -(-shape.input // 64) * 64
+    def __init__(
+        self,
+        plan: Plan,
+        shape: Shape,
+        layout: Loop,
+        walk: Walk | None,
+        projection: Projection,
+        wide: bool,
+        widths: Widths,
+    ) -> None:
+        self.plan, self.shape, self.layout, self.walk = plan, shape, layout, walk
+        self.projection, self.wide, self.widths = projection, wide, widths
+        self.limbs, self.train = widths.gradient_limbs, walk is not None
+        self.sum_wide = plan.sum_wide(shape.input)
         self.numbers = plan.numbers(wide)
         self.offsets, self.bytes = self._sections()
-        self._table_bytes = 4 * plan.table_entries if shared_tables else 0
 
     def _sections(self) -> tuple[dict[str, int], int]:
         """Lay the workspace out: offsets by name, and the total."""
-        shape, layout = self.shape, self.layout
-        rows, lanes = 3 * layout.units, shape.time * layout.groups * layout.tiles * 32
+        shape, layout, limbs = self.shape, self.layout, self.plan.limbs
+        rows, steps = 3 * layout.units, shape.time * layout.groups
+        lanes, sum_bytes = steps * layout.tiles * 32, 8 if self.sum_wide else 4
+        Rt = 3 * self.walk.units * self.walk.padded * limbs("weight.R") if self.walk else 0
         sizes = {
-            "Rt": rows * layout.padded if self.train else 0,
-            "W": rows * self.padded_input,
-            "R": rows * layout.padded,
+            "Rt": Rt,
+            "W": rows * self.projection.padded * limbs("weight.W"),
+            "R": rows * layout.padded * limbs("weight.R"),
             "W_scale": 4 * rows,
-            "W_offset": 4 * rows,
-            "R_offset": 4 * rows,
+            "W_offset": sum_bytes * rows,
+            "R_offset": sum_bytes * rows,
             "constants": layout.units * 8 * (8 if self.wide else 4),
             "diverged": rows,
-            "flags": shape.time * layout.groups * layout.rows,
+            "x": steps * layout.rows * self.projection.padded * limbs("input.x"),
+            "flags": steps * layout.rows,
             "codes": lanes * layout.elements * 4 * self.plan.code_bytes,
             "bits": lanes * layout.elements * 2 if self.train else 0,
         }
@@ -116,7 +135,8 @@ class Layer:
         return _kernel(name, macros, device, processor(device)[0], threads, shared, cluster)
 
     @cached_property
-    def _numeric(self) -> Macros:
+    def numeric(self) -> Macros:
+        """Of the carrier and the stored codes."""
         return (("CODE_BYTES", self.plan.code_bytes), *((("WIDE", 1),) if self.wide else ()))
 
     @cached_property
@@ -125,154 +145,102 @@ class Layer:
         dtype = self.shape.dtype
         return (("X_BYTES", 4 if dtype == torch.float32 else 2), ("X_BFLOAT", int(dtype == torch.bfloat16)))
 
-    @cached_property
-    def _loop(self) -> Macros:
-        layout = self.layout
-        return (
-            *self._numeric,
-            ("ROWS", layout.rows),
-            ("CLUSTER", layout.cluster),
-            ("HIDDEN", self.shape.hidden),
-            ("PADDED", layout.padded),
-            ("WARPS", layout.warps),
-            ("TILES_A_WARP", layout.tiles_a_warp),
-            ("CTA_TILES", layout.cta_tiles),
-            ("SHARED_TABLES", int(self.shared_tables)),
-            ("TABLE_ENTRIES", self.plan.table_entries if self.shared_tables else 0),
-        )
+    def _limbs(self, **operands: str) -> Macros:
+        of = tuple((f"{macro}_LIMBS", self.plan.limbs(name)) for macro, name in operands.items())
+        return (*of, ("SUM_WIDE", int(self.sum_wide)))
 
     @cached_property
     def prepare(self) -> Kernel:
-        """Quantizes the parameters."""
-        return self.kernel("prepare", self._numeric, 128)
+        """Quantizes the parameters and the input."""
+        limbs = self._limbs(W="weight.W", R="weight.R", X="input.x")
+        return self.kernel("prepare", (*self.numeric, *self.input_macros, *limbs), 128)
 
     @cached_property
     def project(self) -> Kernel:
-        """Quantizes and projects the input."""
-        macros = (*self._numeric, *self.input_macros, ("ROWS", self.layout.rows))
-        shared = _COLUMNS * ((self.padded_input + 63) // 128 * 128 + 64)
-        return self.kernel("project", macros, 32 * min(8, self.layout.tiles), shared)
+        """Projects the input."""
+        macros = (*self.numeric, *self._limbs(W="weight.W", X="input.x"), ("ROWS", self.layout.rows))
+        macros = (*macros, *self.projection.macros)
+        return self.kernel("project", macros, 32 * WARPS, self.projection.shared_bytes)
 
     @cached_property
     def forward(self) -> Kernel:
         """Walks over the time steps."""
-        biased = not self.wide and self.plan.accumulator(self.shape.hidden) <= 1 << 22
-        offset = self.plan.offset("output.h") != 0
-        held = ("REGISTER_K64", self.layout.forward_k64)
+        plan, layout = self.plan, self.layout
+        biased = not self.wide and not self.sum_wide and plan.accumulator(self.shape.hidden) <= 1 << 22
         macros = (
-            *self._loop,
-            held,
+            *self.numeric,
+            *self._limbs(R="weight.R", H="output.h"),
+            *layout.macros,
+            ("HIDDEN", self.shape.hidden),
+            ("SHARED_TABLES", int(self.widths.table_bytes > 0)),
+            ("TABLE_ENTRIES", self.widths.table_bytes // 4),
             ("BIASED_SUMS", int(biased)),
-            ("STATE_OFFSET", int(offset)),
+            ("STATE_OFFSET", int(plan.offset("output.h") != 0)),
             ("TRAIN", int(self.train)),
         )
-        real_bytes = 8 if self.wide else 4
-        shared = self.layout.forward_bytes(self.plan.code_bytes, self._table_bytes, real_bytes)
-        return self.kernel("forward", macros, self.layout.threads, shared, self.layout.cluster)
+        return self.kernel("forward", macros, layout.threads, layout.shared_bytes(self.widths), layout.cluster)
+
+    def run(self, stream: int, call: bytes) -> None:
+        """Launch the kernels; `call` is a packed `CALL`."""
+        for kernel, grid, constants in self._launches:
+            kernel(stream, grid, call + constants)
 
     @cached_property
-    def backward(self) -> Kernel:
-        """Walks back over the time steps."""
-        sizes = (self.plan.code_bytes, self._table_bytes, 8 if self.wide else 4)
-        shared = self.layout.backward_bytes(*sizes, self.limbs)
-        macros = (*self._loop, ("REGISTER_K64", self.layout.backward_k64), ("LIMBS", self.limbs))
-        return self.kernel("backward", macros, self.layout.threads, shared, self.layout.cluster)
-
-    def run(
-        self,
-        stream: int,
-        x: Tensor,
-        h0: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor, Tensor],
-        exponents: Tensor,
-        active: Tensor | None,
-        diverged: Tensor | None,
-        reverse: bool,
-        states: Tensor,
-        last: Tensor,
-        workspace: Tensor,
-    ) -> None:
-        """Fill `states` (time, batch, hidden) and `last` (batch, hidden)."""
+    def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
         shape, layout = self.shape, self.layout
-        base = workspace.data_ptr()
-        at = {name: base + offset for name, offset in self.offsets.items()}
-        bits = at["bits"] if self.train else 0
-        if self.train and not shape.hidden == layout.units == layout.padded:
-            workspace[: self.offsets["W"]].zero_()
-        arguments = struct.pack(
-            "@13P",
-            *(parameter.data_ptr() for parameter in parameters),
-            exponents.data_ptr(),
-            at["W"],
-            at["R"],
-            at["Rt"] if self.train else 0,
-            at["W_scale"],
-            at["W_offset"],
-            at["R_offset"],
-            at["constants"],
-            at["diverged"],
-        )
-        self.prepare(stream, (-(-3 * layout.units // 4), 1), arguments + self._prepare_tail)
-        arguments = struct.pack(
-            "@P2q7P",
-            x.data_ptr(),
-            *(x.stride(0), x.stride(1)),
-            0 if active is None else active.data_ptr(),
-            *(at["W"], at["W_scale"], at["W_offset"], at["codes"], bits, at["flags"]),
-        )
-        self.project(stream, self._project_grid, arguments + self._project_tail)
-        arguments = struct.pack(
-            "@12P2q8i",
-            *(at[name] for name in ("R", "constants", "R_offset", "diverged")),
-            0 if diverged is None else diverged.data_ptr(),
-            self.tables[0].data_ptr(),
-            h0.data_ptr(),
-            *(at["codes"], at["flags"], bits),
-            states.data_ptr(),
-            last.data_ptr(),
-            *(states.stride(0), states.stride(1)),
-            *(shape.time, shape.batch, layout.groups, reverse),
-            *self.plan.table_starts[1:],
-            *(self.plan.offset("output.h"), 0),
-        )
-        self.forward(stream, (layout.groups * layout.cluster, 1), arguments + self.numbers)
-
-    @cached_property
-    def _prepare_tail(self) -> bytes:
-        plan, n = self.plan, self.plan.exponent
-        names = ("weight.W", "weight.R", "weight.bw", "weight.br")
-        return struct.pack(
-            "@15i8f",
-            *(self.shape.hidden, self.shape.input, self.layout.units, self.layout.padded, self.padded_input),
-            *(n("matmul.Wx"), n("matmul.Rh"), n("input.x"), n("output.h")),
-            *(-plan.offset("input.x"), -plan.offset("output.h")),
-            *(n("gate.r_pre"), n("gate.z_pre"), n("gate.g_pre"), n(OPTIONAL)),
-            *(bound for name in names for bound in plan.range(name)),
+        rows = 3 * self._columns + shape.time * layout.groups * layout.rows
+        return (
+            (self.prepare, (-(-rows // 4), 1), self._prepare_constants()),
+            (self.project, self.projection.grid, self._project_constants()),
+            (self.forward, (layout.groups * layout.cluster, 1), self._forward_constants()),
         )
 
-    @cached_property
+    @property
     def _columns(self) -> int:
-        """Columns of the projection: rows and steps, padded to tiles."""
-        shape, layout = self.shape, self.layout
-        steps = -(-shape.time // 2) if layout.rows == 4 else shape.time
-        return steps * layout.groups * max(layout.rows, 8)
+        """Rows of a gate that are written: all that one of the layouts pads to."""
+        return max(self.layout.units, self.walk.padded if self.walk else 0)
 
-    @cached_property
-    def _project_grid(self) -> tuple[int, int]:
-        tiles = self.layout.tiles
-        return -(-self._columns // _COLUMNS), -(-tiles // min(8, tiles))
+    def _prepare_constants(self) -> bytes:
+        plan, shape, layout, at = self.plan, self.shape, self.layout, self.offsets
+        n = plan.exponent
 
-    @cached_property
-    def _project_tail(self) -> bytes:
-        plan, shape, layout = self.plan, self.shape, self.layout
-        return struct.pack(
-            "@6i3fi2f",
-            *(shape.time, shape.batch, shape.input, self.padded_input, layout.tiles, layout.groups),
-            2.0 ** plan.exponent("input.x"),
-            *plan.range("input.x"),
-            plan.offset("input.x"),
-            *plan.range("matmul.Wx"),
-        )
+        def matrix(weight: str, product: str, operand: str, length: int, padded: int) -> bytes:
+            section, code_offset = weight[-1], -plan.offset(operand)
+            sections = (at[section], at[f"{section}_offset"])
+            exponents = (n(product), n(operand), code_offset, 0)
+            return struct.pack("@2q2i2f4i", *sections, length, padded, *plan.range(weight), *exponents)
+
+        return b"".join((
+            matrix("weight.W", "matmul.Wx", "input.x", shape.input, self.projection.padded),
+            matrix("weight.R", "matmul.Rh", "output.h", shape.hidden, layout.padded),
+            struct.pack("@6q", *(at[name] for name in ("Rt", "W_scale", "constants", "diverged", "x", "flags"))),
+            struct.pack("@3i", shape.hidden, layout.units, self._columns),
+            struct.pack("@2i", *((self.walk.units, self.walk.padded) if self.walk else (0, 0))),
+            struct.pack("@3i", shape.time, shape.batch, layout.groups * layout.rows),
+            struct.pack("@4i", n("gate.r_pre"), n("gate.z_pre"), n("gate.g_pre"), n(OPTIONAL)),
+            struct.pack("@4f", *plan.range("weight.bw"), *plan.range("weight.br")),
+            struct.pack("@3fi", 2.0 ** n("input.x"), *plan.range("input.x"), plan.offset("input.x")),
+        ))  # fmt: skip
+
+    def _project_constants(self) -> bytes:
+        layout, names = self.layout, ("x", "W", "W_scale", "W_offset", "codes", "bits")
+        sections = (self.offsets[name] for name in names)
+        sizes = (self.shape.time, layout.tiles, layout.groups, self.projection.blocks)
+        return struct.pack("@6q4i2f2i", *sections, *sizes, *self.plan.range("matmul.Wx"), self.train, 0)
+
+    def _forward_constants(self) -> bytes:
+        names = ("R", "constants", "R_offset", "diverged", "codes", "flags", "bits")
+        sections = (self.offsets[name] for name in names)
+        sizes = (self.shape.time, self.shape.batch, self.layout.groups)
+        rest = (*sizes, *self.plan.table_starts[1:], self.plan.offset("output.h"))
+        return struct.pack("@7qP6i", *sections, self.tables[0].data_ptr(), *rest) + self.numbers
+
+
+def widths_of(plan: Plan, wide: bool, shared_tables: bool, limbs: int) -> Widths:
+    """Return what the grids ask of the layouts."""
+    tables = 4 * plan.table_entries if shared_tables else 0
+    operands = (plan.limbs("weight.R"), plan.limbs("output.h"))
+    return Widths(*operands, plan.code_bytes, tables, 8 if wide else 4, limbs)
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from qgru.schema import OPERATORS, OPTIONAL
 WEIGHTS = ("weight.W", "weight.R", "weight.bw", "weight.br")
 ACTIVATIONS = (*(name for name in OPERATORS if name not in WEIGHTS and name != OPTIONAL), OPTIONAL)
 SHARED_TABLE_ENTRIES = 8192
+_INT32 = 1 << 30  # below it a rounded product's low bits are the number, and a margin
 _SCALE_BITS = 100  # a power of two beyond this may leave float32's normal range once it is applied
 _FUNCTIONS = {"gate.r": "sigmoid", "gate.z": "sigmoid", "gate.g": "tanh"}
 
@@ -95,14 +96,19 @@ class Plan:
         return exponent
 
     def offset(self, name: str) -> int:
-        """What to add to a mantissa of `input.x` or `output.h` to get a code in int8."""
-        grid = self.grids[name]
-        return grid.zero_point - (128 if grid.qmax > 127 else 0)
+        """What to add to a mantissa of `input.x` or `output.h` to get a code in int8, or int16 of two limbs."""
+        grid, half = self.grids[name], 128 if self.limbs(name) == 1 else 1 << 15
+        return grid.zero_point - (half if grid.qmax >= half else 0)
 
     def limbs(self, name: str) -> int:
-        """8-bit limbs that hold a mantissa of a matrix product's operand, an activation's after its offset."""
+        """8-bit limbs that hold the code of a matrix product's operand: a weight's mantissa, or `offset` added."""
         lo, hi = self.range(name)
         return 1 if hi - lo <= 255 and (name not in self.weights or hi <= 127) else 2
+
+    def sum_wide(self, input_size: int) -> bool:
+        """Return True where a product of matrices is wider than the int32 and float32 that 8-bit operands need."""
+        operands = ("weight.W", "weight.R", "input.x", "output.h")
+        return max(map(self.limbs, operands)) > 1 or self._product("weight.W", "input.x", input_size) > 1 << 24
 
     @cached_property
     def code_bytes(self) -> int:
@@ -127,23 +133,33 @@ class Plan:
         return sum(1 << bits for bits in self.table_bits)
 
     def accumulator(self, hidden: int) -> int:
-        """Return the bound on the recurrent product's integers."""
-        return self.size("weight.R") * self.size("output.h") * hidden
+        """Return the bound on the recurrent product's integers, and on what they are put together from."""
+        return self._product("weight.R", "output.h", hidden)
+
+    def _product(self, weight: str, operand: str, length: int) -> int:
+        lower = 255 if self.limbs(weight) == 2 else 0
+        size, weight_size = self.size(operand), max(self.size(weight), lower)
+        if self.limbs(weight) == self.limbs(operand) == 1:
+            return weight_size * size * length
+        codes = 1 << 15 if self.limbs(operand) == 2 else 128  # their offset is taken back after the product
+        return weight_size * (size + codes) * length
 
     def arithmetic(self, input_size: int, hidden_size: int) -> Arithmetic | None:
         """Return the fastest arithmetic that is exact for every sum and rounding of a time step; None: no kernel is.
 
-        8-bit operands, at most 16 bits elsewhere, and bounds that hold for any values on the grids.
+        At most 16 bits everywhere, weights in int16, and bounds that hold for any values on the grids.
         """
-        codes = {"weight.W": 127, "weight.R": 127, "input.x": 255, "output.h": 255}
-        operands = all(self.range(n)[1] - self.range(n)[0] <= 255 and self.range(n)[1] <= m for n, m in codes.items())
         wide = [self.grids[name].bitwidth > TABLE_BITS for name in ACTIVATIONS]
         wide += [self.weights[name].bitwidth > TABLE_BITS for name in WEIGHTS]
-        if not operands or any(wide) or max(map(abs, self._scales())) > _SCALE_BITS:
+        wide += [self.weights[name].hi >= 1 << 15 for name in ("weight.W", "weight.R")]
+        if any(wide) or max(map(abs, self._scales())) > _SCALE_BITS:
             return None
-        if self.size("weight.W") * self.size("input.x") * input_size > 1 << 24:
-            return None
-        rounded, exact = self._rounded(hidden_size), self._exact(hidden_size)
+        product, rounded = self.accumulator(hidden_size), self._rounded_product(hidden_size)
+        if self.sum_wide(input_size):
+            if product > 1 << DOUBLE.exact or rounded > _INT32:
+                return None
+            product = rounded = 1
+        rounded, exact = self._rounded(rounded), self._exact(product)
         for kind in (FLOAT, DOUBLE):
             if rounded <= kind.rounded and exact <= kind.exact:
                 return kind
@@ -175,12 +191,17 @@ class Plan:
             "h_from_new": h - n("op.new_contrib"),
         }
 
-    def _rounded(self, hidden: int) -> float:
+    def _rounded_product(self, hidden: int) -> float:
+        """Bound on the recurrent product before it is rounded to its grid."""
+        n = self.exponent
+        return self.accumulator(hidden) * 2.0 ** (n("matmul.Rh") - n("output.h") - self.weights["weight.R"].least)
+
+    def _rounded(self, product: float) -> float:
         """Log2 of the bound on every number that is rounded by adding `ROUND`."""
         n, size = self.exponent, self.size
         complement = 1 + size("gate.z_out") * 2.0 ** -n("gate.z_out")
         bounds = [
-            self.accumulator(hidden) * 2.0 ** (n("matmul.Rh") - n("output.h") - self.weights["weight.R"].least),
+            product,
             size("gate.r_out") * size(OPTIONAL) * 2.0 ** (n("op.rRh") - n("gate.r_out") - n(OPTIONAL)),
             size("gate.z_out") * size("output.h") * 2.0 ** (n("op.old_contrib") - n("gate.z_out") - n("output.h")),
             complement * size("gate.g_out") * 2.0 ** (n("op.new_contrib") - n("gate.g_out")),
@@ -188,7 +209,7 @@ class Plan:
         bounds += [self._total(terms) * 2.0 ** n(destination) for destination, terms in self._sums().items()]
         return math.log2(max(bounds))
 
-    def _exact(self, hidden: int) -> float:
+    def _exact(self, product: float) -> float:
         """Log2 of the bound on every integer that a float must hold: sums on their finest exponent."""
         finest = [
             self._total(terms) * 2.0 ** max(max(self._exponents(name)) for name in terms)
@@ -196,7 +217,7 @@ class Plan:
         ]
         n_z = max(self.exponent("gate.z_out"), 0)
         complement = 2.0**n_z * (1 + self.size("gate.z_out") * 2.0 ** -self.exponent("gate.z_out"))
-        return math.log2(max(*finest, complement, self.accumulator(hidden)))
+        return math.log2(max(*finest, complement, product))
 
     def _sums(self) -> dict[str, tuple[str, ...]]:
         return {

@@ -45,17 +45,10 @@ __device__ __forceinline__ real projected(const Numbers& n, const word* codes, i
 
 __device__ __forceinline__ int index_of(real y, real lo) { return low_bits(y) - low_bits(lo); }
 
-// Everything up to the outputs of the gates. `acc` is R h, `scales` and `biases` are the unit's constants; the entries
-// of the tables come scaled, so that r * c, z * h and (1 - z) * g are in steps of their product's grid.
-__device__ __forceinline__ void gates_of(Gates& s, const Numbers& n, const Tables& tables, const real* acc,
-                                         const real* scales, const real* biases, const word* codes, real& z, real& g) {
-    real y[GATES];
-#pragma unroll
-    for (int i = 0; i < GATES; ++i) {
-        y[i] = fused(acc[i], scales[i], ROUND);
-        s.Rh[i] = clamped(y[i], n.Rh_lo, n.Rh_hi);
-    }
-    s.Rh_inside = same(y[0], s.Rh[0]) | same(y[1], s.Rh[1]) << 1 | same(y[2], s.Rh[2]) << 2;
+// Everything up to the outputs of the gates. `s.Rh` and `s.Rh_inside` are given, `biases` are the unit's; the entries of
+// the tables come scaled, so that r * c, z * h and (1 - z) * g are in steps of their product's grid.
+__device__ __forceinline__ void gates_of(Gates& s, const Numbers& n, const Tables& tables, const real* biases,
+                                         const word* codes, real& z, real& g) {
     real r_pre = sum(fused(sum(s.Rh[0], -ROUND), n.r_from_Rh, projected(n, codes, 0, n.r_from_Wx, biases[0])), ROUND);
     real z_pre = sum(fused(sum(s.Rh[1], -ROUND), n.z_from_Rh, projected(n, codes, 1, n.z_from_Wx, biases[1])), ROUND);
     s.pre[0] = clamped(r_pre, n.r_lo, n.r_hi);

@@ -7,6 +7,7 @@
 typedef double real;
 #define ROUND 6755399441055744.0  // 1.5 * 2^52
 __device__ __forceinline__ int low_bits(real y) { return __double2loint(y); }
+__device__ __forceinline__ real plus_round(int m) { return __hiloint2double(0x43380000 + (m >> 31), m); }
 __device__ __forceinline__ real fused(real a, real b, real c) { return __fma_rn(a, b, c); }
 __device__ __forceinline__ real sum(real a, real b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ real least(real a, real b) { return fmin(a, b); }
@@ -15,6 +16,7 @@ __device__ __forceinline__ real most(real a, real b) { return fmax(a, b); }
 typedef float real;
 #define ROUND 12582912.0f  // 1.5 * 2^23
 __device__ __forceinline__ int low_bits(real y) { return __float_as_int(y); }
+__device__ __forceinline__ real plus_round(int m) { return __int_as_float(0x4B400000 + m); }
 __device__ __forceinline__ real fused(real a, real b, real c) { return __fmaf_rn(a, b, c); }
 __device__ __forceinline__ real sum(real a, real b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ real least(real a, real b) { return fminf(a, b); }
@@ -37,6 +39,12 @@ __device__ __forceinline__ float quantized(float v, float scale, float lo, float
 }
 
 __device__ __forceinline__ float nan_value() { return __int_as_float(0x7fffffff); }
+
+#if SUM_WIDE
+typedef double sum_type;  // of what an offset adds to a product
+#else
+typedef int sum_type;
+#endif
 
 #if CODE_BYTES == 1
 typedef unsigned char code;
@@ -95,6 +103,45 @@ __device__ __forceinline__ void mma64(int* d, int4 low, int4 high, int4 b) {
     mma<unsigned_a, unsigned_b>(d, low.z, high.z, low.w, high.w, b.z, b.w);
 }
 
+// Operands of more than 8 bits are two limbs, 256 * upper + lower, the upper one first in memory. Products of limbs add
+// up in levels of equal weight: level 0 is the most significant.
+template <int b_limbs, int levels_of_d, int stride>
+__device__ __forceinline__ void multiply_limbs(int (&d)[levels_of_d][stride], int a_limb, int4 low, int4 high, const int4* b) {
+    constexpr int a_limbs = levels_of_d + 1 - b_limbs;
+#pragma unroll
+    for (int limb = 0; limb < b_limbs; ++limb) {
+        int* sum = d[a_limb + limb];
+        bool lower_a = a_limbs == 2 && a_limb == 1, lower_b = b_limbs == 2 && limb == 1;
+        if (lower_a && lower_b) mma64<true, true>(sum, low, high, b[limb]);
+        else if (lower_a) mma64<true, false>(sum, low, high, b[limb]);
+        else if (lower_b) mma64<false, true>(sum, low, high, b[limb]);
+        else mma64<false, false>(sum, low, high, b[limb]);
+    }
+}
+
+// The upper and the lower limb of a code in int16.
+__device__ __forceinline__ int upper_limb(int code) { return code >> 8; }
+__device__ __forceinline__ int lower_limb(int code) { return code & 0xFF; }
+
+// A forward call's tensors. Everything that a layer keeps between its kernels is in the workspace, at the offsets that
+// each kernel's own arguments give.
+struct Call {
+    const float *W, *R, *bw, *br;
+    const int* exponents;    // (4, 3 * hidden): of W, R, bw, br
+    const void* x;           // (time, batch, input), strided
+    const byte* active;      // (time, batch), or null
+    const byte* diverged;    // (1): a NaN in another layer's parameters, or null
+    const float* h0;         // (batch, hidden), or null for zeros
+    float* out;              // (time, batch, hidden), strided
+    float* last;             // (batch, hidden)
+    byte* workspace;
+    long long x_time, x_batch, out_time, out_batch;
+    int reverse, unused;
+};
+
+template <typename T>
+__device__ __forceinline__ T* section(const Call& call, long long offset) { return (T*)(call.workspace + offset); }
+
 // Row g of a tile is its unit 2g and row g + 8 its unit 2g + 1: a lane then owns two neighbours.
 __device__ __forceinline__ int unit_of(int tile, int g) { return tile * 16 + 2 * g; }
 
@@ -147,19 +194,17 @@ __device__ __forceinline__ int cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 __device__ __forceinline__ word address_in(word local, int rank) {
     word remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
     return remote;
 }
-__device__ __forceinline__ void store_remote(word to, int4 v) {
-    asm volatile("st.shared::cluster.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-}
-
 // An exchange of slices between the CTAs of a cluster: each copies its slice of a double buffer to the same place of
 // all others and waits on its own barrier for theirs. One barrier a buffer: a CTA is at most one step ahead, and its
 // slice of the step after next leaves only once every other has this step's, so that nothing is overwritten unread.

@@ -1,8 +1,19 @@
-// The gradient of one element, and its way into the fixed point of the recurrent product.
+// What a step's gradient is multiplied with, for every element: nothing of it waits for the walk.
 
-// The gradients of one element are its dh times these: nothing of it waits for the previous step's product.
+// What a layer knows beforehand.
+struct ElementArgs {
+    Chunk chunk;
+    long long codes, flags, bits, constants, x_codes;  // sections of the workspace
+    const float *values, *slopes;  // tables: r, z, g; slopes are 0 where the output is clamped
+    int time, batch, hidden, units, tiles, groups;
+    int z_table, g_table;
+    int input, x_padded, x_width, x_offset;  // mantissa = code + x_offset
+    Numbers n;
+    float r_value, z_value, c_value, g_value;  // from table entries and mantissas to real numbers
+};
+
 struct Factors {
-    float direct, z, g, c, r;  // c and r multiply g's gradient
+    float direct, z, g, c, r;  // of the state before and of the gates; c and r multiply g's
     word bits;                 // of the clamps of Wx and, from bit 3 on, of Rh
     float h;                   // mantissa of the state before
 };
@@ -10,7 +21,7 @@ struct Factors {
 __device__ __forceinline__ float where(bool inside, float v) { return inside ? v : 0.0f; }
 
 // `Wx_bits` as project wrote them, `bits` as forward did.
-__device__ __forceinline__ Factors factors_of(const BackwardArgs& a, const Tables& values, const Tables& slopes,
+__device__ __forceinline__ Factors factors_of(const ElementArgs& a, const Tables& values, const Tables& slopes,
                                               const word* codes, word Wx_bits, word bits, real br_g, float h_real) {
     const Numbers& n = a.n;
     int i_r = plain_code(codes, 0), i_z = plain_code(codes, 1), i_g = plain_code(codes, 2);
@@ -34,76 +45,48 @@ __device__ __forceinline__ Factors factors_of(const BackwardArgs& a, const Table
     return f;
 }
 
-__device__ __forceinline__ word bfloat_pair(float a, float b) {
-    word packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
-    return packed;
+// A lane's place: two units of LANE_ROWS rows, at one step.
+struct Place {
+    int t, walk, unit;
+    bool units[2];
+    long long slot;
+};
+
+__device__ __forceinline__ Place place_of(const ElementArgs& a, int step, int group, int tile) {
+    Place p;
+    p.t = a.chunk.first_time + step;
+    p.walk = a.chunk.reverse ? a.time - 1 - p.t : p.t;
+    p.unit = unit_of(tile, (threadIdx.x & 31) >> 2);
+    p.units[0] = p.unit < a.hidden;
+    p.units[1] = p.unit + 1 < a.hidden;
+    p.slot = slot_of(p.t, a.groups, group, a.tiles, tile);
+    return p;
 }
 
-// Two neighbours' numbers as two bfloat16 terms each, in the order (term, unit): 2^-18 of a number is lost.
-__device__ __forceinline__ uint2 pieces(float a, float b) {
-    word first = bfloat_pair(a, b);
-    return make_uint2(first, bfloat_pair(a - __int_as_float(first << 16), b - __int_as_float(first & 0xFFFF0000)));
-}
-
-__device__ __forceinline__ void store_gates(uint2* row, int pair, const uint2* gates) {
-    *(uint4*)(row + 2 * pair) = make_uint4(gates[0].x, gates[0].y, gates[1].x, gates[1].y);
-    row[2 * PAIRS + pair] = gates[2];
-}
-
-// A pair of neighbours' limbs into the columns of a lane's row.
-__device__ __forceinline__ void write_limbs(Shared& s, int j, int q, int k, float a, float b, float scale) {
-    int m = __float_as_int(__fmaf_rn(a, scale, 12582912.0f)) - 0x4B400000, n = __float_as_int(__fmaf_rn(b, scale, 12582912.0f)) - 0x4B400000;
+// The two elements of row number `j`.
+__device__ __forceinline__ void load_factors(const ElementArgs& a, const Place& p, int j, int row, Factors (&f)[2]) {
+    const Chunk& c = a.chunk;
+    Tables values = {a.values, a.values + a.z_table, a.values + a.g_table};
+    Tables slopes = {a.slopes, a.slopes + a.z_table, a.slopes + a.g_table};
+    const word* codes = (const word*)(c.workspace + a.codes) + (p.slot * ELEMENTS + 2 * j) * CODE_WORDS;
+    const byte* bits = c.workspace + a.bits + 2 * p.slot * ELEMENTS + 2 * j;
+    bool first = p.walk == 0, even = a.hidden % 2 == 0;
+    int before = p.t + (c.reverse ? 1 : -1);
+    const float* from = first ? c.h0 + (long long)row * a.hidden : c.out + before * c.out_time + row * c.out_batch;
+    bool known = !first || c.h0 != nullptr;
+    bool aligned = even && ((address)from & 7) == 0;
+    float2 h = load_pair(from + p.unit, known && p.units[0], known && p.units[1], aligned);
 #pragma unroll
-    for (int limb = LIMBS - 1; limb >= 0; --limb) {
-        int column = limb == 2 ? (ROWS_A_LANE + j) * 8 + 2 * q : j * 8 + 2 * q + limb;
-        *(unsigned short*)&s.limbs[column][k] = __byte_perm(m, n, 0x0040);
-        if (limb == 2) *(unsigned short*)&s.limbs[column + 1][k] = 0;
-        m = m + 128 >> 8;
-        n = n + 128 >> 8;
+    for (int u = 0; u < 2; ++u) {
+        float v = u ? h.y : h.x;
+        if (isnan(v)) v = 0;
+        if (first) v = quantized(v, a.n.h_steps, a.n.h_least, a.n.h_most) * a.n.h_step;
+        real br_g = ((const real*)(c.workspace + a.constants))[(p.unit + u) * 8 + 7];
+        f[u] = factors_of(a, values, slopes, codes + u * CODE_WORDS, bits[u], bits[ELEMENTS + u], br_g, v);
     }
 }
 
-__device__ __forceinline__ void share_limbs(Shared& s, int first_unit) {
-#if CLUSTER > 1
-    __syncthreads();
-    constexpr int chunks = UNITS / 16, total = 8 * COLUMN_TILES * GATES * chunks;
-    int rank = first_unit / UNITS;
-    for (int i = threadIdx.x; i < total; i += THREADS) {
-        int column = i / (GATES * chunks), gate = i / chunks % GATES;
-        const signed char* from = &s.limbs[column][gate * PADDED + first_unit + i % chunks * 16];
-        int4 v = *(const int4*)from;
-        for (int peer = 0; peer < CLUSTER; ++peer)
-            if (peer != rank) store_remote(address_in(shared_address(from), peer), v);
-    }
-    constexpr int scales = ROWS / 4;
-    for (int i = threadIdx.x; i < scales * CLUSTER; i += THREADS) {
-        const float* from = &s.steps[rank][i % scales * 4];
-        if (i / scales != rank) store_remote(address_in(shared_address(from), i / scales), *(const int4*)from);
-    }
-#endif
-    cluster_barrier();
-}
-
-__device__ __forceinline__ void load_factors(const BackwardArgs& a, const Shared& s, const Tables& values,
-                                             const Tables& slopes, int stage, int tile,
-                                             Factors (&factors)[TILES_A_WARP][ELEMENTS]) {
-    int g = (threadIdx.x & 31) >> 2;
-#pragma unroll
-    for (int i = 0; i < TILES_A_WARP; ++i) {
-        int unit = unit_of(tile + i, g);
-        const word* codes = s.codes[stage][i][threadIdx.x];
-        const byte* bits = (const byte*)s.bits[stage][i][threadIdx.x];
-#pragma unroll
-        for (int j = 0; j < ROWS_A_LANE; ++j) {
-            float2 before = s.before[stage][i][j][threadIdx.x];
-#pragma unroll
-            for (int u = 0; u < 2; ++u) {
-                int e = 2 * j + u;
-                float h = u ? before.y : before.x;
-                factors[i][e] = factors_of(a, values, slopes, codes + e * CODE_WORDS, bits[e], bits[ELEMENTS + e],
-                                           s.constants[u][1][unit / 2][3], isnan(h) ? 0.0f : h);
-            }
-        }
-    }
+__device__ __forceinline__ bool is_active(const ElementArgs& a, const Place& p, int group, int row_in_group) {
+    long long at = ((long long)p.t * a.groups + group) * ROWS + row_in_group;
+    return (a.chunk.workspace + a.flags)[at] & ACTIVE;
 }

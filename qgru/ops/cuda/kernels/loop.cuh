@@ -1,0 +1,99 @@
+// What the time loop keeps in shared memory, reads ahead, and exchanges.
+
+#define K64 (PADDED / 64)
+#define PART_K64 (K64 / K_SPLIT)  // of a warp: K_SPLIT warps share a tile's product, then each takes some of its rows
+#define COLUMN_TILES (ROWS == 16 ? 2 : 1)
+#define LEVELS (R_LIMBS + H_LIMBS - 1)
+#define THREADS (32 * WARPS)
+#define UNITS (16 * CTA_TILES)
+#define STAGES 6
+#define CONSTANTS_IN_REGISTERS (TILES_A_WARP == 1 && REGISTER_K64 * R_LIMBS <= 4)
+#define LANE_ROWS (ROWS / 4 / K_SPLIT)
+#define LANE_ELEMENTS (2 * LANE_ROWS)       // of a tile
+#define WORDS (LANE_ELEMENTS * CODE_WORDS)  // likewise
+#define SLOT_WORDS (ELEMENTS * CODE_WORDS)
+
+struct ForwardArgs {
+    Call call;
+    long long R_codes;    // sections: (limbs, 3, units, PADDED)
+    long long constants;  // (units, 8)
+    long long R_offset;   // (3, units)
+    long long diverged;   // (3, units): a NaN in the parameters
+    long long codes;      // (time, groups, tiles, 32, ELEMENTS * CODE_WORDS): Wx in; pre-activations, Rh_g out
+    long long flags;      // (time, groups, ROWS)
+    long long bits;       // (time, groups, tiles, 32, 2, ELEMENTS): this kernel writes the second half
+    const float* tables;  // r, z, g
+    int time, batch, groups;
+    int z_table, g_table; // where these start
+    int h_code;           // code = mantissa + h_code
+    Numbers n;
+};
+
+struct __align__(128) Shared {
+    signed char state[2][K64][H_LIMBS][ROWS][64];  // a fragment's lanes read 512 bytes in a row
+    int4 fragments[SHARED_K64 * GATES * TILES_A_WARP * R_LIMBS * 2 + 1][THREADS];
+#if K_SPLIT > 1
+    int partial[TILES_A_WARP * GATES * LANE_ELEMENTS * LEVELS][THREADS];
+#endif
+    word codes[STAGES][TILES_A_WARP][THREADS][WORDS];
+    byte flags[STAGES][THREADS][ROWS];
+    real constants[2][2][UNITS / 2][4];  // of even and odd units: scales, biases; neighbours' without bank conflicts
+    sum_type offsets[UNITS][4];
+#if SUM_WIDE
+    double scales[UNITS][4];
+#endif
+#if CLUSTER > 1
+    Arrivals arrivals;
+#endif
+#if SHARED_TABLES
+    float tables[TABLE_ENTRIES];
+#endif
+};
+
+__device__ __forceinline__ void prefetch(Shared& s, int stage, const word* codes, const byte* flags, bool valid) {
+#pragma unroll
+    for (int i = 0; i < TILES_A_WARP; ++i)
+        copy_all<WORDS * 4>(s.codes[stage][i][threadIdx.x], codes + i * 32 * SLOT_WORDS, valid);
+    copy_async<ROWS>(s.flags[stage][threadIdx.x], flags, valid);
+    commit_copies();
+}
+
+__device__ __forceinline__ void write_pair(float* to, float2 v, int unit) {
+    if (HIDDEN % 2 == 0) {
+        if (unit < HIDDEN) *(float2*)to = v;
+    } else {
+        if (unit < HIDDEN) to[0] = v.x;
+        if (unit + 1 < HIDDEN) to[1] = v.y;
+    }
+}
+
+// The codes of two neighbours' new state.
+__device__ __forceinline__ void write_state(Shared& s, int buffer, int row, int unit, int first, int second) {
+    signed char(*block)[ROWS][64] = s.state[buffer][unit / 64];
+    if (H_LIMBS == 1) {
+        *(unsigned short*)&block[0][row][unit % 64] = __byte_perm(first, second, 0x0040);
+    } else {
+        *(unsigned short*)&block[0][row][unit % 64] = __byte_perm(first, second, 0x0051);
+        *(unsigned short*)&block[H_LIMBS - 1][row][unit % 64] = __byte_perm(first, second, 0x0040);
+    }
+}
+
+__device__ __forceinline__ int read_state(const Shared& s, int row, int unit) {
+    const signed char(*block)[ROWS][64] = s.state[0][unit / 64];
+    if (H_LIMBS == 1) return block[0][row][unit % 64];
+    return block[0][row][unit % 64] * 256 + (byte)block[H_LIMBS - 1][row][unit % 64];
+}
+
+// Give the other CTAs of the cluster this CTA's slice of the new state, and wait for theirs.
+__device__ __forceinline__ void share_state(Shared& s, int buffer, int done, int rank) {
+#if CLUSTER > 1
+    constexpr int blocks = UNITS / 64;
+    publish();
+    __syncthreads();
+    int peer = threadIdx.x % 32 * WARPS + threadIdx.x / 32;  // a few copies a warp
+    s.arrivals.send<blocks * H_LIMBS * ROWS * 64>(buffer, s.state[buffer][rank * blocks], peer, rank);
+    s.arrivals.wait(buffer, done >> 1 & 1);
+#else
+    __syncthreads();
+#endif
+}
