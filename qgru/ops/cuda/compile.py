@@ -12,6 +12,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "kernels"
 FILES = {
+    "empty": ("empty.cu",),
     "prepare": ("common.cuh", "stored.cuh", "prepare.cu"),
     "project": ("common.cuh", "project.cu"),
     "forward": ("common.cuh", "cell.cuh", "loop.cuh", "product.cuh", "forward.cu"),
@@ -121,7 +122,7 @@ class Kernel:
         from cuda.bindings import driver
         from cuda.core import ObjectCode
 
-        self._driver = driver
+        self._driver, self._cluster = driver, cluster
         self._module = ObjectCode.from_cubin(cubin(name, macros, "sm_{}{}".format(*capability)))
         kernel = self._module.get_kernel(name).handle
         attributes = driver.CUfunction_attribute
@@ -149,6 +150,13 @@ class Kernel:
         buffer = ctypes.create_string_buffer(arguments, len(arguments) + 8)  # the struct may end in padding
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
         self._check(self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)[0])
+
+    def clusters_at_once(self) -> int:
+        """Return how many clusters the device runs at once."""
+        self._config.gridDimX, self._config.gridDimY = self._cluster, 1
+        status, count = self._driver.cuOccupancyMaxActiveClusters(self._function, self._config)
+        self._check(status)
+        return int(count)
 
     def _set(self, kernel: object, attribute: object, value: int, device: int) -> None:
         self._check(self._driver.cuKernelSetAttribute(attribute, value, kernel, device)[0])

@@ -6,9 +6,23 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, TypeVar
 
-SHARED_BYTES = {8: 99 * 1024, 9: 227 * 1024, 10: 227 * 1024, 12: 99 * 1024}
-CLUSTERS = (1, 2, 4, 8, 16)
 ROWS = (4, 8, 16)
+
+
+class Processor(NamedTuple):
+    """What a device offers.
+
+    Attributes:
+        capability: compute capability.
+        multiprocessors: how many.
+        shared_bytes: shared memory that a CTA can ask for.
+        clusters: sizes of clusters, 1 first, and how many run at once with a CTA on each multiprocessor.
+    """
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int
+    clusters: tuple[tuple[int, int], ...]
 
 
 class Widths(NamedTuple):
@@ -113,6 +127,14 @@ class Geometry:
         weights = self.shared_k64 * self.block_bytes(widths) + 16 * self.threads
         return -(-(self.fixed_bytes(widths) + weights) // 128) * 128 + 256
 
+    def streamed_bytes(self, widths: Widths) -> int:
+        """What a CTA reads of the weights at every step."""
+        return self.streamed_k64 * self.block_bytes(widths)
+
+    def step_us(self, widths: Widths) -> float:
+        """Estimate a step's time in microseconds: fitted to timings of one H200, with parts of the loop taken out."""
+        raise NotImplementedError
+
     def fixed_bytes(self, widths: Widths) -> int:
         """Shared memory for all but the weights."""
         raise NotImplementedError
@@ -132,6 +154,14 @@ class Loop(Geometry):
     def elements(self) -> int:
         """Elements of a tile's slot in the stored codes: two units of a quarter of the rows."""
         return self.rows // 2
+
+    def step_us(self, widths: Widths) -> float:
+        """See `Geometry`."""
+        products = self.cta_tiles * (self.padded // 64) * -(-self.rows // 8) * widths.weight_limbs * widths.state_limbs
+        shared = self.shared_k64 * self.block_bytes(widths)
+        exchange = 0.15 + 0.03 * self.cluster if self.cluster > 1 else 0
+        pointwise = 0.3 * self.lane_rows * self.tiles_a_warp * self.warps / 8
+        return 0.15 + pointwise + exchange + 0.006 * products + (shared + 2 * self.streamed_bytes(widths)) / 220e3
 
     def fixed_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""
@@ -160,6 +190,18 @@ class Walk(Geometry):
         """Of the copies ahead."""
         return 4 if self.cluster == 1 else 3
 
+    def step_us(self, widths: Widths) -> float:
+        """See `Geometry`."""
+        columns = self.rows * 2 * (2 if widths.gradient_limbs == 3 else 1)
+        operands = (
+            self.warps // self.k_split * 3 * self.padded * columns * widths.weight_limbs
+        )  # bytes from shared memory
+        slices = 3 * self.padded * columns * (self.cluster - 1) / self.cluster
+        pointwise = 0.4 * self.lane_rows * self.tiles_a_warp * self.warps / 8
+        shared = self.shared_k64 * self.block_bytes(widths)
+        exchange = 0.45 + slices / 32e3 if self.cluster > 1 else 0
+        return 0.2 + pointwise + exchange + operands / 100e3 + (shared + 2 * self.streamed_bytes(widths)) / 220e3
+
     def fixed_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""
         columns = self.rows * 2 * (2 if widths.gradient_limbs == 3 else 1)
@@ -180,41 +222,31 @@ Kind = TypeVar("Kind", bound=Geometry)
 
 
 @lru_cache(maxsize=1024)
-def geometry(
-    kind: type[Kind], hidden: int, batch: int, widths: Widths, capability: int, processors: int
-) -> Kind | None:
-    """Return the layout of least latency that fits, or None.
-
-    That is the smallest cluster that holds the weights on the chip, or else the largest; in it the fewest waves, then
-    the fewest weights read at every step, then the fewest rows.
+def geometry(kind: type[Kind], hidden: int, batch: int, widths: Widths, processor: Processor) -> Kind | None:
+    """Return the layout of least estimated time that fits, or None.
 
     Args:
         kind: `Loop` or `Walk`.
         hidden: hidden units.
         batch: rows.
         widths: of the grids.
-        capability: major compute capability.
-        processors: multiprocessors of the device.
+        processor: the device.
     """
-    limit, has_clusters = SHARED_BYTES.get(capability, 99 * 1024), capability in (9, 10)
-    best = None
-    for cluster in CLUSTERS if has_clusters else CLUSTERS[:1]:
-        candidates = [_candidate(kind, hidden, batch, cluster, rows, not has_clusters) for rows in ROWS]
-        fitting = [_with_weights(candidate, widths, limit) for candidate in candidates if candidate is not None]
-        fitting = [candidate for candidate in fitting if candidate is not None]
-        if not fitting:
-            continue
-        at_once = max(
-            1, processors // cluster
-        )  # a GPC holds 16 to 18 multiprocessors: a cluster of 16 leaves some idle
-        best = min(fitting, key=lambda c: (-(-c.groups // at_once), c.streamed_k64, c.rows))
-        if any(candidate.streamed_k64 == 0 for candidate in fitting):
-            return best
-    return best
+    limit, alone = processor.shared_bytes, len(processor.clusters) == 1
+    candidates = [
+        (candidate.step_us(widths) * -(-candidate.groups // at_once), candidate)
+        for cluster, at_once in processor.clusters
+        for rows in ROWS
+        if (candidate := _with_weights(_candidate(kind, hidden, batch, cluster, rows, alone), widths, limit))
+        and at_once
+    ]
+    return min(candidates, key=lambda timed: timed[0])[1] if candidates else None
 
 
-def _with_weights(candidate: Kind, widths: Widths, limit: int) -> Kind | None:
+def _with_weights(candidate: Kind | None, widths: Widths, limit: int) -> Kind | None:
     """Put as many of the weights on the chip as fit; None where nothing else does."""
+    if candidate is None:
+        return None
     blocks = candidate.padded // 64 // candidate.k_split
     held = candidate.register_bytes(widths) // (96 * candidate.tiles_a_warp * widths.weight_limbs)
     registers, free = min(blocks, held), limit - candidate.shared_bytes(widths)

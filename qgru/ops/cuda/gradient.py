@@ -15,11 +15,12 @@ from qgru.ops.cuda.layer import Layer
 from qgru.schema import OPTIONAL
 
 _BYTES = 12  # of a chunk's buffers, for every element of the whole sequence
-_LEAST_BYTES = 12 << 20
+_LEAST_BYTES = 40 << 20
 _PARTIALS = 528  # of a bias's sum, for all tiles together
 CHUNK = struct.Struct("@13P4q4i")
 """A chunk's tensors and place, as the kernels' `Chunk`."""
 
+_PARAMETERS = struct.Struct("@12P")
 _WEIGHTS = ("weight.W", "weight.R", "weight.bw", "weight.br")
 
 
@@ -78,32 +79,33 @@ class Gradient:
             d_last: gradient of the last state, contiguous, or None for zeros.
             needs_x: the input's is wanted.
         """
-        shape, pairs, like = self.layer.shape, self.pairs, saved.states
-        time, batch, hidden = shape.time, shape.batch, shape.hidden
-        rows = self.steps * batch
-        dh = torch.empty((batch, hidden), dtype=torch.float32, device=like.device)
-        d_bias = torch.empty((self.pieces_grid[0], 4, hidden), dtype=torch.float32, device=like.device)
-        d = torch.empty((rows, hidden), dtype=torch.float32, device=like.device)
-        widths = (12 * pairs, 12 * pairs, self.x_terms * self.x_width, self.h_terms * 2 * pairs)
-        sizes = [rows * width for width in widths]
-        buffer = torch.empty(sum(sizes), dtype=torch.bfloat16, device=like.device)
-        buffers = [part.view(rows, width) for part, width in zip(buffer.split(sizes), widths, strict=True)]
-        dx = torch.empty((time, batch, shape.input), dtype=torch.float32, device=like.device) if needs_x else None
+        shape, like = self.layer.shape, saved.states
+        time, batch, hidden, device = shape.time, shape.batch, shape.hidden, like.device
+        rows, width = self.steps * batch, 12 * self.pairs
+        dh, floats = batch * hidden, self.pieces_grid[0] * 4 * hidden
+        buffer = torch.empty(dh + floats + rows * hidden, dtype=torch.float32, device=device)
+        d_start = buffer.data_ptr()
+        d_bias, d = d_start + 4 * dh, d_start + 4 * (dh + floats)
+        dWx, dRh = torch.empty((2, rows, width), dtype=torch.bfloat16, device=device)
+        x = torch.empty((rows, self.x_terms * self.x_width), dtype=torch.bfloat16, device=device)
+        h = torch.empty((rows, self.h_terms * 2 * self.pairs), dtype=torch.bfloat16, device=device)
+        dx = torch.empty((time, batch, shape.input), dtype=torch.float32, device=device) if needs_x else None
         weights = self._input_weights(stream, saved) if needs_x else None
         d_strides = (0, 0) if d_states is None else d_states.stride()[:2]
         fixed = (saved.workspace, _address(saved.h0), like.data_ptr(), _address(d_states))
-        addresses = [part.data_ptr() for part in buffers]
-        outputs = (addresses[0], d.data_ptr(), *addresses[:2], addresses[3], addresses[2], d_bias.data_ptr())
+        gates = dWx.data_ptr()  # before they are there, the walk's factors
+        outputs = (gates, d, gates, dRh.data_ptr(), h.data_ptr(), x.data_ptr(), d_bias)
         sums: list[Tensor] = []
         for end in range(time, 0, -self.steps):
             start = max(0, end - self.steps)
             first, used = time - end if reverse else start, (end - start) * batch
-            dh_in = _address(d_last) if end == time else dh.data_ptr()
+            dh_in = _address(d_last) if end == time else d_start
             places = (*like.stride()[:2], *d_strides, start, end, reverse, first)
-            chunk = CHUNK.pack(*fixed, dh_in, dh.data_ptr(), *outputs, *places)
+            chunk = CHUNK.pack(*fixed, dh_in, d_start, *outputs, *places)
             for kernel, grid, constants in self._launches:
                 kernel(stream, grid, chunk + constants)
-            dWx, dRh, x, h = buffers if used == rows else [part[:used] for part in buffers]
+            if used < rows:
+                dWx, dRh, x, h = dWx[:used], dRh[:used], x[:used], h[:used]
             if not sums:
                 sums = [torch.mm(a.t(), b, out_dtype=torch.float32) for a, b in ((dWx, x), (dRh, h))]
             else:
@@ -112,7 +114,7 @@ class Gradient:
             if dx is not None and weights is not None:
                 products = torch.mm(dWx, weights, out_dtype=torch.float32)
                 self._input_gradient(stream, saved, products, dx[first : first + end - start], first)
-        return dx, dh, self._parameters(stream, saved, sums, d_bias)
+        return dx, buffer[:dh].view(batch, hidden), self._parameters(stream, saved, sums, d_bias)
 
     @cached_property
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
@@ -151,12 +153,12 @@ class Gradient:
         reals = (2.0 ** (h - plan.exponent("matmul.Rh")), 2.0**h, *plan.range("output.h"))
         return struct.pack("@qi4fi", self.layer.offsets["Rt"], shape.batch, *reals, 0)
 
-    def _parameters(self, stream: int, saved: Saved, sums: Sequence[Tensor], d_bias: Tensor) -> list[Tensor]:
+    def _parameters(self, stream: int, saved: Saved, sums: Sequence[Tensor], d_bias: int) -> list[Tensor]:
         """Return the gradients of W, R, bw and br: zero where a parameter is clamped."""
         gradients = [torch.empty_like(parameter) for parameter in saved.parameters]
-        tensors = (*sums, *saved.parameters, saved.exponents, *gradients, d_bias)
+        tensors = (*sums, *saved.parameters, saved.exponents, *gradients)
         kernel, grid, constants = self._finish
-        kernel(stream, grid, struct.pack("@12P", *[tensor.data_ptr() for tensor in tensors]) + constants)
+        kernel(stream, grid, _PARAMETERS.pack(*[tensor.data_ptr() for tensor in tensors], d_bias) + constants)
         return gradients
 
     @cached_property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel, Macros
-from qgru.ops.cuda.geometry import SHARED_BYTES, Loop, Walk, Widths, geometry
+from qgru.ops.cuda.geometry import Loop, Processor, Walk, Widths, geometry
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
 from qgru.ops.cuda.projection import WARPS, Projection, projection
 from qgru.schema import OPTIONAL
@@ -32,10 +32,16 @@ class Shape(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def processor(device: int) -> tuple[tuple[int, int], int]:
-    """Return the compute capability and the number of multiprocessors."""
+def processor(device: int) -> Processor:
+    """Return what a device, the current one, offers."""
     properties = torch.cuda.get_device_properties(device)
-    return (properties.major, properties.minor), properties.multi_processor_count
+    capability, count = (properties.major, properties.minor), properties.multi_processor_count
+    shared = properties.shared_memory_per_block_optin
+    clusters = [(1, count)]
+    if capability[0] in (9, 10):
+        for size in (2, 4, 8, 16):
+            clusters.append((size, Kernel("empty", (), device, capability, 32, shared, size).clusters_at_once()))
+    return Processor(capability, count, shared, tuple(clusters))
 
 
 @lru_cache(maxsize=1024)
@@ -49,20 +55,20 @@ def layer_of(grids: str, shape: Shape, limbs: int) -> Layer | None:
     """
     plan = plan_of(grids)
     arithmetic = plan.arithmetic(shape.input, shape.hidden)
-    (major, _), processors = processor(shape.device)
-    if arithmetic is None or major < 8 or shape.dtype not in INPUT_DTYPES:
+    of_device = processor(shape.device)
+    if arithmetic is None or of_device.capability < (8, 0) or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
         if shared and plan.table_entries > SHARED_TABLE_ENTRIES:
             continue
         widths = widths_of(plan, arithmetic.wide, shared, limbs)
-        layout = geometry(Loop, shape.hidden, shape.batch, widths, major, processors)
-        walk = geometry(Walk, shape.hidden, shape.batch, widths, major, processors) if limbs else None
+        layout = geometry(Loop, shape.hidden, shape.batch, widths, of_device)
+        walk = geometry(Walk, shape.hidden, shape.batch, widths, of_device) if limbs else None
         if layout is None or (limbs and walk is None):
             continue
         steps = -(-shape.time // 2) if layout.rows == 4 else shape.time
         columns, padded = steps * layout.groups * max(layout.rows, 8), -(-shape.input // 64) * 64
-        product = (plan.limbs("weight.W"), plan.limbs("input.x"), processors, SHARED_BYTES.get(major, 99 * 1024))
+        product = (plan.limbs("weight.W"), plan.limbs("input.x"), of_device.multiprocessors, of_device.shared_bytes)
         projected = projection(columns, padded, layout.tiles, *product)
         return projected and Layer(plan, shape, layout, walk, projected, arithmetic.wide, widths)
     return None
@@ -132,7 +138,7 @@ class Layer:
     def kernel(self, name: str, macros: Macros, threads: int, shared: int = 0, cluster: int = 1) -> Kernel:
         """Return a compiled kernel."""
         device = self.shape.device
-        return _kernel(name, macros, device, processor(device)[0], threads, shared, cluster)
+        return _kernel(name, macros, device, processor(device).capability, threads, shared, cluster)
 
     @cached_property
     def numeric(self) -> Macros:

@@ -54,14 +54,14 @@ def projection(
     most_columns = 4 if weight_limbs * input_limbs == 1 else 2  # sums are in registers
     for shared in (True, False):
         for column_tiles in (n for n in (4, 2, 1) if n <= most_columns):
-            for block_tiles in (n for n in (8, 4, 2, 1) if n <= most_tiles):
+            for block_tiles in (*(n for n in (8, 4, 2, 1) if n <= most_tiles), 8, 16):
                 of_block = 8 * column_tiles * WARPS // block_tiles
                 size = 2 * input_limbs * of_block * _stride(padded)
                 size += 48 * block_tiles * (padded + 32) * weight_limbs if shared else 0
                 if size > limit:
                     continue
                 blocks, across = -(-columns // of_block), -(-tiles // block_tiles)
-                grid = (min(blocks, -(-processors // across)), across)
+                grid = (min(blocks, max(1, processors // across)), across)
                 return Projection(block_tiles, column_tiles, shared, padded, size, blocks, grid)
     return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -22,7 +22,11 @@ def _state(h0: Tensor | None) -> Tensor | None:
     return None if h0 is None else _contiguous(h0 if h0.dtype == torch.float32 else h0.float())
 
 
+_NOTHING = nullcontext()
+
+
 def layers(x: Tensor, parameters: Sequence[Tensor], grids: Sequence[str], limbs: int) -> list[Layer]:
+    """Return what runs every direction of a layer; raises RuntimeError where no kernel takes one."""
     time, batch, size = x.shape
     shape = Shape(time, batch, size, parameters[1].shape[1], x.dtype, x.device.index)
     found = [layer_of(text, shape, limbs) for text in grids]
@@ -41,6 +45,7 @@ def forward(
     grids: Sequence[str],
     limbs: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the states, the last states and the workspace that backward reads (empty without gradient)."""
     of_directions = layers(x, parameters, grids, limbs)
     time, batch, _, hidden, _, device = of_directions[0].shape
     count = len(of_directions)
@@ -125,11 +130,9 @@ def gradient_of(layer: Layer) -> Gradient:
     return Gradient(layer)
 
 
-@contextmanager
-def _launching(device: int) -> Iterator[None]:
-    with torch.cuda.device(device):
-        ensure_context(device)
-        yield
+def _launching(device: int) -> AbstractContextManager[object]:
+    ensure_context(device)
+    return _NOTHING if torch.cuda.current_device() == device else torch.cuda.device(device)
 
 
 @lru_cache(maxsize=64)
@@ -147,7 +150,7 @@ def _fork(device: int, count: int) -> Sequence[int]:
 
 
 def _on_stream(device: int, direction: int) -> AbstractContextManager[object]:
-    return torch.cuda.stream(_side_stream(device)) if direction else nullcontext()
+    return torch.cuda.stream(_side_stream(device)) if direction else _NOTHING
 
 
 def _join(device: int, count: int, tensors: Sequence[Tensor] = ()) -> None:
