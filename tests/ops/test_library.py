@@ -14,8 +14,9 @@ import torch
 
 from qgru import Grid, QuantGRU
 from qgru.ops import library
-from qgru.ops.cuda.geometry import SHARED_BYTES, geometry
+from qgru.ops.cuda.geometry import Geometry, Loop, Processor, Walk, Widths, geometry
 from qgru.ops.cuda.plan import ACTIVATIONS, DOUBLE, FLOAT, WEIGHTS, Plan, flatten, plan_of
+from qgru.ops.cuda.projection import projection
 from tests.random_gru import random_gru
 
 
@@ -23,8 +24,8 @@ def plan_for(gru: QuantGRU) -> Plan:
     return plan_of(flatten(gru.grids()))
 
 
-def calibrated(config: str, inputs: int = 6, hidden: int = 10) -> QuantGRU:
-    gru = QuantGRU(inputs, hidden)
+def calibrated(config: str, inputs: int = 6, hidden: int = 10, **options: bool) -> QuantGRU:
+    gru = QuantGRU(inputs, hidden, **options)
     gru.load_bitwidth_config(config)
     gru.calibrating = True
     gru(torch.randn(12, 5, inputs))
@@ -47,14 +48,34 @@ def test_presets_with_8_bit_operands_run_in_float32(config: str) -> None:
     assert plan_for(calibrated(config)).arithmetic(6, 10) == FLOAT
 
 
-@pytest.mark.parametrize("config", ["w8a16", "int16"])
-def test_wider_operands_are_left_to_the_reference(config: str) -> None:
-    assert plan_for(calibrated(config)).arithmetic(6, 10) is None
+@pytest.mark.parametrize(("config", "limbs"), [("w8a16", (1, 2)), ("int16", (2, 2))])
+def test_presets_with_wider_operands_take_limbs_and_float32(config: str, limbs: tuple[int, int]) -> None:
+    plan = plan_for(calibrated(config))
+    assert (plan.limbs("weight.R"), plan.limbs("output.h")) == limbs
+    assert plan.sum_wide(6) and plan.arithmetic(6, 10) == FLOAT
+
+
+def test_operands_of_more_than_16_bits_are_left_to_the_reference() -> None:
+    gru = calibrated("int16")
+    gru.adjust_quant_config("h", bitwidth=17)
+    assert plan_for(gru).arithmetic(6, 10) is None
+
+
+def test_every_code_fits_its_limbs() -> None:
+    for bits, unsigned, zero_point in product(range(1, 17), (False, True), (0, 5, -3, 99, -128, 200, 40000)):
+        lo, hi = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        if not lo <= zero_point <= hi:
+            continue
+        grids = {**calibrated("int8").grids(), "output.h": Grid(bits, False, unsigned, 3, zero_point)}
+        plan = plan_of(flatten(grids))
+        codes = [end - zero_point + plan.offset("output.h") for end in (lo, hi)]
+        largest = 128 if plan.limbs("output.h") == 1 else 1 << 15
+        assert -largest <= codes[0] and codes[1] < largest and plan.limbs("output.h") == (1 if bits <= 8 else 2)
 
 
 def test_a_tensor_on_the_cpu_is_left_to_the_reference() -> None:
     gru = calibrated("int8")
-    assert library.kernels_for(torch.randn(3, 2, 6), gru._cells(), [gru.grids()]) is None
+    assert library.kernels_for(torch.randn(3, 2, 6), gru._cells(), [gru.grids()], 1) is None
 
 
 def test_the_plan_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -108,45 +129,81 @@ def test_float_is_chosen_only_where_it_holds_every_sum() -> None:
     assert min(chosen.values()) >= 20, chosen
 
 
-def test_unsigned_8_bit_weights_do_not_fit_the_product() -> None:
+def test_unsigned_weights_take_a_limb_more_or_do_not_fit() -> None:
     gru = calibrated("int8")
     grids = {**gru.grids()}
     assert plan_of(flatten(grids)).arithmetic(6, 10) == FLOAT
     grids["weight.R"] = Grid(8, True, True, grids["weight.R"].exp2_inv)
+    assert plan_of(flatten(grids)).limbs("weight.R") == 2
+    grids["weight.R"] = Grid(16, True, True, grids["weight.R"].exp2_inv)
     assert plan_of(flatten(grids)).arithmetic(6, 10) is None
 
 
-def test_every_layout_covers_the_units_and_fits() -> None:
+HOPPER = Processor((9, 0), 132, 227 * 1024, ((1, 132), (2, 66), (4, 30), (8, 15), (16, 7)))
+AMPERE = Processor((8, 6), 84, 99 * 1024, ((1, 84),))
+
+
+@pytest.mark.parametrize("kind", [Loop, Walk])
+def test_every_layout_covers_the_units_and_fits(kind: type[Geometry]) -> None:
     rng = random.Random(0)
     for _ in range(500):
-        hidden, batch = rng.randint(1, 1024), rng.choice((1, 3, 32, 128, 1000, 4096))
-        code_bytes, limbs, table_bytes = rng.choice((1, 2)), rng.choice((0, 2, 3)), rng.choice((0, 3072, 18432))
-        layout = geometry(hidden, batch, code_bytes, table_bytes, 4, limbs, 9, 132)
-        if layout is None:
-            assert table_bytes or limbs == 3  # then the next choice is tables in global memory
-            continue
+        hidden, batch = rng.randint(1, 2048), rng.choice((1, 3, 32, 128, 1000, 4096))
+        limbs, table_bytes = rng.choice(((1, 1), (1, 2), (2, 2))), rng.choice((0, 3072, 18432))
+        widths = Widths(*limbs, rng.choice((1, 2)), table_bytes, rng.choice((4, 8)), rng.choice((2, 3)))
+        layout = geometry(kind, hidden, batch, widths, HOPPER)
+        assert layout is not None
         assert layout.units >= hidden and layout.padded >= layout.units and layout.padded % 64 == 0
-        assert layout.groups * layout.rows >= batch
-        assert layout.cluster == 1 or layout.cta_tiles % 4 == 0
-        assert layout.threads * (24 * layout.tiles_a_warp * layout.backward_k64 + 60) <= 65536
-        assert layout.forward_bytes(code_bytes, table_bytes, 4) <= SHARED_BYTES[9]
-        assert not limbs or layout.backward_bytes(code_bytes, table_bytes, 4, limbs) <= SHARED_BYTES[9]
+        assert (
+            layout.groups * layout.rows >= batch
+            and layout.lane_rows * layout.warps == layout.rows // 4 * layout.tile_warps
+        )
+        assert layout.cluster == 1 or (layout.cta_tiles % 4 == 0 and layout.padded == layout.units)
+        assert layout.threads * (layout.register_blocks * layout.lane_bytes(widths) // 4 + 56) <= 65536
+        assert layout.streamed_blocks >= 0 and layout.shared_bytes(widths) <= HOPPER.shared_bytes
 
 
 def test_no_cluster_before_hopper() -> None:
-    assert geometry(256, 8, 1, 3072, 4, 0, 8, 108) is not None
-    assert geometry(512, 8, 1, 3072, 4, 0, 8, 108) is None
+    widths = Widths(1, 1, 1, 3072, 4, 2)
+    for kind, hidden in product((Loop, Walk), (1, 37, 128, 256)):
+        layout = geometry(kind, hidden, 8, widths, AMPERE)
+        assert layout is not None and layout.cluster == 1 and layout.shared_bytes(widths) <= AMPERE.shared_bytes
+
+
+def test_layouts_mind_how_many_clusters_run_at_once() -> None:
+    widths = Widths(1, 1, 1, 3072, 4, 2)
+    layout = geometry(Walk, 1024, 56, widths, HOPPER)
+    assert layout is not None and (layout.cluster, layout.groups) == (16, 7)
+
+
+def test_projections_fit() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        inputs, tiles, columns = rng.randint(1, 3000), rng.randint(1, 128), 8 * rng.randint(1, 20000)
+        limbs, padded = rng.choice(((1, 1), (1, 2), (2, 1), (2, 2))), -(-inputs // 64) * 64
+        layout = projection(columns, padded, tiles, *limbs, 132, 227 * 1024)
+        assert layout is not None and layout.shared_bytes <= 227 * 1024
+        of_block = 8 * layout.column_tiles * 16 // layout.block_tiles
+        assert layout.blocks * of_block >= columns and layout.grid[1] * layout.block_tiles >= tiles
 
 
 def test_fake_kernels_give_the_shapes() -> None:
     gru = calibrated("int8")
-    x, h0 = torch.empty(7, 3, 6, device="meta"), torch.empty(3, 10, device="meta")
+    x, h0 = torch.empty(7, 3, 6, device="meta"), torch.empty(1, 3, 10, device="meta")
     parameters = [parameter.to("meta") for parameter in gru.parameters()]
-    exponents = torch.empty(4, 30, dtype=torch.int32, device="meta")
-    text = flatten(gru.grids())
-    states, last, workspace = torch.ops.qgru.gru_layer(x, h0, *parameters, exponents, None, None, text, False, 0)
-    assert (states.shape, last.shape, workspace.numel()) == ((7, 3, 10), (3, 10), 0)
-    gradients = torch.ops.qgru.gru_layer_backward(
-        states, None, x, h0, *parameters, exponents, states, workspace, text, False, 2, True
-    )
-    assert [g.shape for g in gradients] == [t.shape for t in (x, h0, *parameters)]
+    exponents, grids = [torch.empty(4, 30, dtype=torch.int32, device="meta")], [flatten(gru.grids())]
+    arguments = (x, h0, parameters, exponents, None, None, grids)
+    states, last, workspace = torch.ops.qgru.gru_layer(*arguments, 0)
+    assert (states.shape, last.shape, workspace.numel()) == ((7, 3, 10), (1, 3, 10), 0)
+    arguments = (x, h0, parameters, exponents, states, workspace, grids)
+    dx, dh, gradients = torch.ops.qgru.gru_layer_backward(states, None, *arguments, 2, True)
+    assert (dx.shape, dh.shape) == (x.shape, h0.shape)
+    assert [g.shape for g in gradients] == [parameter.shape for parameter in parameters]
+
+
+def test_fake_kernels_know_two_directions() -> None:
+    gru = calibrated("int8", bidirectional=True)
+    x, parameters = torch.empty(7, 3, 6, device="meta"), [parameter.to("meta") for parameter in gru.parameters()]
+    exponents = [torch.empty(4, 30, dtype=torch.int32, device="meta")] * 2
+    grids = [flatten(gru.grids(reverse=reverse)) for reverse in (False, True)]
+    states, last, _ = torch.ops.qgru.gru_layer(x, None, parameters, exponents, None, None, grids, 0)
+    assert (states.shape, last.shape) == ((7, 3, 20), (2, 3, 10))

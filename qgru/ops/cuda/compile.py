@@ -17,7 +17,7 @@ FILES = {
     "project": ("common.cuh", "project.cu"),
     "forward": ("common.cuh", "cell.cuh", "loop.cuh", "product.cuh", "forward.cu"),
     "factors": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "factors.cu"),
-    "walk": ("common.cuh", "chunk.cuh", "walk.cuh", "walk.cu"),
+    "walk": ("common.cuh", "chunk.cuh", "walk.cuh", "reverse.cuh", "walk.cu"),
     "pieces": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "pieces.cu"),
     "parameters": ("common.cuh", "parameters.cu"),
     "input_weights": ("common.cuh", "stored.cuh", "input.cu"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, TypeVar
 
-ROWS = (4, 8, 16)
+Macros = tuple[tuple[str, int], ...]
 
 
 class Processor(NamedTuple):
@@ -54,29 +54,30 @@ class Geometry:
         rows: batch rows of a cluster.
         warps: of a CTA.
         tiles_a_warp: tiles of 16 hidden units that a warp owns.
-        k_split: warps that share a tile's product, each over some of the columns.
+        tile_warps: warps that the tiles are dealt to; the rest share them, each with some of the rows.
         padded: columns of the recurrent weights, a multiple of 64.
         groups: clusters that the batch needs.
-        register_k64: of a warp's weights, how many blocks of 64 columns stay in registers.
-        shared_k64: how many in shared memory; the rest is read from L2 at every step.
+        register_blocks: of a warp's weights, how many blocks of 64 columns stay in registers.
+        shared_blocks: how many in shared memory; the rest is read from L2 at every step.
     """
 
     cluster: int
     rows: int
     warps: int
     tiles_a_warp: int
-    k_split: int
+    tile_warps: int
     padded: int
     groups: int
-    register_k64: int = 0
-    shared_k64: int = 0
+    register_blocks: int = 0
+    shared_blocks: int = 0
 
     most_warps: ClassVar[int]
+    row_choices: ClassVar[tuple[int, ...]]
 
     @property
     def cta_tiles(self) -> int:
         """Tiles of a CTA."""
-        return self.warps // self.k_split * self.tiles_a_warp
+        return self.tile_warps * self.tiles_a_warp
 
     @property
     def tiles(self) -> int:
@@ -96,15 +97,24 @@ class Geometry:
     @property
     def lane_rows(self) -> int:
         """Rows of a lane: it owns two units of each in every tile."""
-        return self.rows // 4 // self.k_split
+        return self.rows // 4 * self.tile_warps // self.warps
 
     @property
-    def streamed_k64(self) -> int:
+    def streamed_blocks(self) -> int:
         """How many blocks don't fit on the chip."""
-        return self.padded // 64 // self.k_split - self.register_k64 - self.shared_k64
+        return self.blocks - self.register_blocks - self.shared_blocks
 
     @property
-    def macros(self) -> tuple[tuple[str, int], ...]:
+    def blocks(self) -> int:
+        """Blocks of a warp's weights."""
+        raise NotImplementedError
+
+    def lane_bytes(self, widths: Widths) -> int:
+        """Bytes of a block in a lane."""
+        raise NotImplementedError
+
+    @property
+    def macros(self) -> Macros:
         """What to compile with."""
         return (
             ("ROWS", self.rows),
@@ -113,23 +123,20 @@ class Geometry:
             ("WARPS", self.warps),
             ("TILES_A_WARP", self.tiles_a_warp),
             ("CTA_TILES", self.cta_tiles),
-            ("K_SPLIT", self.k_split),
-            ("REGISTER_K64", self.register_k64),
-            ("SHARED_K64", self.shared_k64),
         )
 
     def block_bytes(self, widths: Widths) -> int:
         """Shared memory for a CTA's weights of one block a warp."""
-        return 16 * 3 * 2 * self.tiles_a_warp * widths.weight_limbs * self.threads
+        return self.lane_bytes(widths) * self.threads
 
     def shared_bytes(self, widths: Widths) -> int:
         """Dynamic shared memory: `Shared` in loop.cuh or walk.cuh."""
-        weights = self.shared_k64 * self.block_bytes(widths) + 16 * self.threads
+        weights = self.shared_blocks * self.block_bytes(widths) + 16 * self.threads
         return -(-(self.fixed_bytes(widths) + weights) // 128) * 128 + 256
 
     def streamed_bytes(self, widths: Widths) -> int:
         """What a CTA reads of the weights at every step."""
-        return self.streamed_k64 * self.block_bytes(widths)
+        return self.streamed_blocks * self.block_bytes(widths)
 
     def step_us(self, widths: Widths) -> float:
         """Estimate a step's time in microseconds: fitted to timings of one H200, with parts of the loop taken out."""
@@ -149,6 +156,27 @@ class Loop(Geometry):
 
     STAGES = 6  # of the copies ahead, in loop.cuh
     most_warps = 8
+    row_choices = (4, 8, 16)
+
+    @property
+    def k_split(self) -> int:
+        """Warps that share a tile's product, each over some of the columns."""
+        return self.warps // self.tile_warps
+
+    @property
+    def blocks(self) -> int:
+        """See `Geometry`: a block is 64 columns of all gates."""
+        return self.padded // 64 // self.k_split
+
+    def lane_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        return 96 * self.tiles_a_warp * widths.weight_limbs
+
+    @property
+    def macros(self) -> Macros:
+        """See `Geometry`."""
+        held = (("REGISTER_K64", self.register_blocks), ("SHARED_K64", self.shared_blocks))
+        return (*super().macros, ("K_SPLIT", self.k_split), *held)
 
     @property
     def elements(self) -> int:
@@ -158,7 +186,7 @@ class Loop(Geometry):
     def step_us(self, widths: Widths) -> float:
         """See `Geometry`."""
         products = self.cta_tiles * (self.padded // 64) * -(-self.rows // 8) * widths.weight_limbs * widths.state_limbs
-        shared = self.shared_k64 * self.block_bytes(widths)
+        shared = self.shared_blocks * self.block_bytes(widths)
         exchange = 0.15 + 0.03 * self.cluster if self.cluster > 1 else 0
         pointwise = 0.3 * self.lane_rows * self.tiles_a_warp * self.warps / 8
         return 0.15 + pointwise + exchange + 0.006 * products + (shared + 2 * self.streamed_bytes(widths)) / 220e3
@@ -184,38 +212,73 @@ class Walk(Geometry):
     """The backward's layout."""
 
     most_warps = 16
+    row_choices = (4, 8, 12, 16)
 
     @property
     def stages(self) -> int:
         """Of the copies ahead."""
         return 4 if self.cluster == 1 else 3
 
+    @property
+    def tile_groups(self) -> int:
+        """Groups of tiles that a product's warps are dealt to; a group's warps share its columns.
+
+        Long products read their other operand less often with many tiles a warp; for short ones, adding the parts up
+        would take longer.
+        """
+        if 3 * self.padded // 64 < 3 * self.warps:
+            return self.tile_warps
+        groups = (n for n in (1, 2, 4, 8) if self.cta_tiles % n == 0 and self.warps % n == 0 and n <= self.tile_warps)
+        fitting = (n for n in groups if self.cta_tiles // n <= 4 and self.cta_tiles // n * self.rows // 4 <= 8)
+        return next(fitting, self.tile_warps)
+
+    @property
+    def parts(self) -> int:
+        """Warps of a group."""
+        return self.warps // self.tile_groups
+
+    @property
+    def blocks(self) -> int:
+        """See `Geometry`: a block is 64 columns of one gate."""
+        return -(-3 * self.padded // 64 // self.parts)
+
+    def lane_bytes(self, widths: Widths) -> int:
+        """See `Geometry`."""
+        return 32 * self.cta_tiles // self.tile_groups * widths.weight_limbs
+
+    @property
+    def macros(self) -> Macros:
+        """See `Geometry`."""
+        held = (("REGISTER_BLOCKS", self.register_blocks), ("SHARED_BLOCKS", self.shared_blocks))
+        return (*super().macros, ("TILE_GROUPS", self.tile_groups), *held, ("STAGES", self.stages))
+
     def step_us(self, widths: Widths) -> float:
         """See `Geometry`."""
         columns = self.rows * 2 * (2 if widths.gradient_limbs == 3 else 1)
-        operands = (
-            self.warps // self.k_split * 3 * self.padded * columns * widths.weight_limbs
-        )  # bytes from shared memory
+        operands = self.tile_groups * 3 * self.padded * columns  # bytes from shared memory
+        products = self.cta_tiles * 3 * self.padded // 64 * columns // 8 * widths.weight_limbs
+        product = operands / 200e3 + 0.002 * products + (0.1 + 0.0125 * self.parts if self.parts > 1 else 0)
         slices = 3 * self.padded * columns * (self.cluster - 1) / self.cluster
         pointwise = 0.4 * self.lane_rows * self.tiles_a_warp * self.warps / 8
-        shared = self.shared_k64 * self.block_bytes(widths)
+        shared = self.shared_blocks * self.block_bytes(widths)
         exchange = 0.45 + slices / 32e3 if self.cluster > 1 else 0
-        return 0.2 + pointwise + exchange + operands / 100e3 + (shared + 2 * self.streamed_bytes(widths)) / 220e3
+        return 0.2 + pointwise + exchange + product + (shared + 2 * self.streamed_bytes(widths)) / 220e3
 
     def fixed_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""
         columns = self.rows * 2 * (2 if widths.gradient_limbs == 3 else 1)
         slices = 3 * self.padded * columns + 4 * self.rows * self.cluster
         pairs = self.tiles_a_warp * self.lane_rows * self.threads
-        largest = 4 * self.rows * self.warps // self.k_split
-        partial = 8 * pairs if self.k_split > 1 else 0
-        return slices + self.stages * pairs * 40 + largest + partial
+        partial = self.parts * self.cta_tiles * self.rows // 4 * 256 if self.parts > 1 else 0
+        return slices + self.stages * pairs * 40 + 4 * self.rows * self.tile_warps + partial
 
     def register_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""
         if self.warps > 8:
-            return 288 if self.tiles_a_warp == 1 else 192
-        return 576 if widths.weight_limbs == 1 and self.rows < 16 else 480
+            return 288 if self.cta_tiles == self.warps else 192
+        if widths.weight_limbs == 2 or widths.gradient_limbs == 3 or self.rows == 16:
+            return 448
+        return 576 if self.tile_groups == self.tile_warps else 512
 
 
 Kind = TypeVar("Kind", bound=Geometry)
@@ -236,7 +299,7 @@ def geometry(kind: type[Kind], hidden: int, batch: int, widths: Widths, processo
     candidates = [
         (candidate.step_us(widths) * -(-candidate.groups // at_once), candidate)
         for cluster, at_once in processor.clusters
-        for rows in ROWS
+        for rows in kind.row_choices
         if (candidate := _with_weights(_candidate(kind, hidden, batch, cluster, rows, alone), widths, limit))
         and at_once
     ]
@@ -247,13 +310,12 @@ def _with_weights(candidate: Kind | None, widths: Widths, limit: int) -> Kind | 
     """Put as many of the weights on the chip as fit; None where nothing else does."""
     if candidate is None:
         return None
-    blocks = candidate.padded // 64 // candidate.k_split
-    held = candidate.register_bytes(widths) // (96 * candidate.tiles_a_warp * widths.weight_limbs)
-    registers, free = min(blocks, held), limit - candidate.shared_bytes(widths)
+    held = candidate.register_bytes(widths) // candidate.lane_bytes(widths)
+    registers, free = min(candidate.blocks, held), limit - candidate.shared_bytes(widths)
     if free < 0:
         return None
-    shared = min(blocks - registers, free // candidate.block_bytes(widths))
-    return replace(candidate, register_k64=registers, shared_k64=shared)
+    shared = min(candidate.blocks - registers, free // candidate.block_bytes(widths))
+    return replace(candidate, register_blocks=registers, shared_blocks=shared)
 
 
 def _candidate(kind: type[Kind], hidden: int, batch: int, cluster: int, rows: int, alone: bool) -> Kind | None:
@@ -265,7 +327,7 @@ def _candidate(kind: type[Kind], hidden: int, batch: int, cluster: int, rows: in
         return None
     warps = -(-tiles // tiles_a_warp)
     padded = -(-cluster * warps * tiles_a_warp * 16 // 64) * 64
-    k_split = 2 if warps == 4 and padded >= 256 else 1
-    if rows == 4 and k_split == 2:
-        return None  # as many elements a lane as 8 rows have
-    return kind(cluster, rows, warps * k_split, tiles_a_warp, k_split, padded, -(-batch // rows))
+    shared_by = 2 if warps == 4 and padded >= 256 else 1
+    if rows % 8 and shared_by == 2:
+        return None  # they can't be shared
+    return kind(cluster, rows, warps * shared_by, tiles_a_warp, warps, padded, -(-batch // rows))

@@ -14,8 +14,8 @@ from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
 from qgru.schema import OPTIONAL
 
-_BYTES = 12  # of a chunk's buffers, for every element of the whole sequence
-_LEAST_BYTES = 40 << 20
+_BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
+_ONE_CHUNK_BYTES = 52 << 20  # below it a second chunk saves less memory than it costs time
 _PARTIALS = 528  # of a bias's sum, for all tiles together
 CHUNK = struct.Struct("@13P4q4i")
 """A chunk's tensors and place, as the kernels' `Chunk`."""
@@ -59,7 +59,8 @@ class Gradient:
         row_bytes = (
             2 * (24 * self.pairs + self.x_terms * self.x_width + 2 * self.h_terms * self.pairs) + 4 * shape.hidden
         )
-        size = max(_LEAST_BYTES, _BYTES * shape.time * shape.batch * shape.hidden)
+        rows = shape.time * shape.batch
+        size = _BYTES * rows * shape.hidden if rows * row_bytes > _ONE_CHUNK_BYTES else _ONE_CHUNK_BYTES
         self.steps = min(shape.time, max(1, size // (shape.batch * row_bytes)))
         across = -(-layer.layout.tiles // 8) + 1
         self.pieces_grid = (min(self.steps * layer.layout.groups, max(16, _PARTIALS // across)), across)
@@ -123,7 +124,7 @@ class Gradient:
         element = (*layer.numeric, ("ROWS", layer.layout.rows))
         terms = (("X_LIMBS", self.x_terms), ("H_LIMBS", self.h_terms))
         shape = (("HIDDEN", layer.shape.hidden), ("R_LIMBS", layer.plan.limbs("weight.R")), ("LIMBS", layer.limbs))
-        macros = (*walk.macros, *shape, ("STAGES", walk.stages))
+        macros = (*walk.macros, *shape)
         elements = self._element_constants()
         return (
             (layer.kernel("factors", element, 256), self.factors_grid, elements),

@@ -4,121 +4,6 @@
 // one scale a row and step (of each CTA's units), which makes the product exact in int8. Everything else was computed
 // before, or is left for after; see factors.cu and pieces.cu.
 
-typedef float Totals[TILES_A_WARP][ROWS_A_LANE][2];
-typedef int Sums[CHAINS][R_LIMBS][TILES_A_WARP][COLUMN_TILES][4];
-
-struct Weights {
-    int4 held[TILES_A_WARP][GATES][R_LIMBS][REGISTER_K64 > 0 ? REGISTER_K64 : 1][2];
-    const signed char* codes;  // the lane's first unit and column
-
-    __device__ __forceinline__ const int4* at(int i, int gate, int limb, int k, int high) const {
-        constexpr long long units = CLUSTER * UNITS;
-        return (const int4*)(codes + ((limb * units + i * 16 + high) * GATES + gate) * PADDED + k * 64);
-    }
-    static __device__ __forceinline__ int fragment(int k, int i, int gate, int limb) {
-        return ((((k - REGISTER_K64) * R_LIMBS + limb) * GATES + gate) * TILES_A_WARP + i) * 2;
-    }
-    __device__ __forceinline__ void load(Shared& s, const signed char* from) {
-        codes = from;
-#pragma unroll
-        for (int i = 0; i < TILES_A_WARP; ++i)
-#pragma unroll
-            for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-                for (int limb = 0; limb < R_LIMBS; ++limb)
-#pragma unroll
-                    for (int k = 0; k < HELD_K64; ++k)
-#pragma unroll
-                        for (int high = 0; high < 2; ++high) {
-                            int4 v = *at(i, gate, limb, k, high);
-                            if (k < REGISTER_K64) held[i][gate][limb][k < REGISTER_K64 ? k : 0][high] = v;
-                            else s.fragments[fragment(k, i, gate, limb) + high][threadIdx.x] = v;
-                        }
-    }
-
-    // Add the product with the gates of 64 units, those of block `k` of the warp's part.
-    __device__ __forceinline__ void multiply(const Shared& s, int part, int k, Sums& acc) const {
-        int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, block = part * PART_K64 + k;
-        const Slice& slice = s.slices[block / SLICE_K64];
-#pragma unroll
-        for (int gate = 0; gate < GATES; ++gate) {
-            int4 low[TILES_A_WARP][R_LIMBS], high[TILES_A_WARP][R_LIMBS];
-#pragma unroll
-            for (int i = 0; i < TILES_A_WARP; ++i)
-#pragma unroll
-                for (int limb = 0; limb < R_LIMBS; ++limb)
-                    if (k < REGISTER_K64) {
-                        low[i][limb] = held[i][gate][limb][k < REGISTER_K64 ? k : 0][0];
-                        high[i][limb] = held[i][gate][limb][k < REGISTER_K64 ? k : 0][1];
-                    } else if (k < HELD_K64) {
-                        const int4(*from)[THREADS] = s.fragments + fragment(k, i, gate, limb);
-                        low[i][limb] = from[0][threadIdx.x];
-                        high[i][limb] = from[1][threadIdx.x];
-                    } else {
-                        low[i][limb] = __ldg(at(i, gate, limb, k, 0));
-                        high[i][limb] = __ldg(at(i, gate, limb, k, 1));
-                    }
-#pragma unroll
-            for (int c = 0; c < COLUMN_TILES; ++c) {
-                int4 b = *(const int4*)&slice.limbs[gate][block % SLICE_K64][c * 8 + g][q * 16];
-#pragma unroll
-                for (int i = 0; i < TILES_A_WARP; ++i) {
-                    mma64<false, false>(acc[gate % CHAINS][0][i][c], low[i][0], high[i][0], b);
-                    if (R_LIMBS == 2)
-                        mma64<true, false>(acc[gate % CHAINS][R_LIMBS - 1][i][c], low[i][R_LIMBS - 1], high[i][R_LIMBS - 1], b);
-                }
-            }
-        }
-    }
-};
-
-// Add what the units of one CTA contribute, and start anew.
-__device__ __forceinline__ void add_source(const Slice& slice, int q, Sums& acc, Totals& totals) {
-#pragma unroll
-    for (int i = 0; i < TILES_A_WARP; ++i)
-#pragma unroll
-        for (int j = 0; j < ROWS_A_LANE; ++j)
-#pragma unroll
-            for (int u = 0; u < 2; ++u) {
-                float total = 0;
-#pragma unroll
-                for (int limb = 0; limb < R_LIMBS; ++limb) {
-                    int limbs[3] = {};
-#pragma unroll
-                    for (int chain = 0; chain < CHAINS; ++chain) {
-                        limbs[0] += acc[chain][limb][i][j][2 * u];
-                        limbs[1] += acc[chain][limb][i][j][2 * u + 1];
-                        if (LIMBS == 3) limbs[2] += acc[chain][limb][i][COLUMN_TILES - ROWS_A_LANE + j][2 * u];
-                    }
-                    float v = fmaf((float)limbs[0], 256.0f, (float)limbs[1]);
-                    if (LIMBS == 3) v = fmaf(v, 256.0f, (float)limbs[2]);
-                    total = fmaf(total, 256.0f, v);
-                }
-                totals[i][j][u] = fmaf(total, slice.steps[4 * j + q], totals[i][j][u]);
-            }
-#pragma unroll
-    for (int i = 0; i < sizeof(Sums) / sizeof(int); ++i) ((int*)acc)[i] = 0;
-}
-
-__device__ __forceinline__ void product(const Shared& s, const Weights& R, int part, int q, Totals& totals) {
-    Sums acc = {};
-#pragma unroll
-    for (int k = 0; k < HELD_K64; ++k) {
-        R.multiply(s, part, k, acc);
-        int block = part * PART_K64 + k;
-        if ((k + 1) % SLICE_K64 == 0) add_source(s.slices[block / SLICE_K64], q, acc, totals);
-    }
-#if HELD_K64 < PART_K64
-#pragma unroll 2
-    for (int k = HELD_K64; k < PART_K64; ++k) {
-        R.multiply(s, part, k, acc);
-        int block = part * PART_K64 + k;
-        if ((k + 1) % SLICE_K64 == 0) add_source(s.slices[block / SLICE_K64], q, acc, totals);
-    }
-#endif
-    if (PART_K64 % SLICE_K64 != 0) add_source(s.slices[0], q, acc, totals);  // a part of the only slice
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_constant__ WalkArgs a) {
     extern __shared__ int4 memory[];
     Shared& s = *(Shared*)memory;
@@ -127,7 +12,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_const
     Lane lane(a, group, rank);
     for (int i = 0; i < STAGES - 1; ++i) lane.prefetch(a, s, i, i < steps);
     Weights R;
-    R.load(s, (const signed char*)c.workspace + a.Rt_codes + (long long)lane.unit(0) * GATES * PADDED + lane.part * PART_K64 * 64 + lane.q * 16);
+    int warp = threadIdx.x >> 5, product_unit = rank * UNITS + unit_of(warp % TILE_GROUPS * GROUP_TILES, lane.g);
+    R.load(s, (const signed char*)c.workspace + a.Rt_codes + (long long)product_unit * GATES * PADDED + lane.q * 16,
+           warp / TILE_GROUPS);
     for (int i = threadIdx.x; i < sizeof(s.slices) / 16; i += THREADS) ((int4*)s.slices)[i] = make_int4(0, 0, 0, 0);
     float dh[TILES_A_WARP][LANE_ROWS][2];
 #pragma unroll
@@ -203,34 +90,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_const
 #else
         __syncthreads();
 #endif
-        Totals totals = {};
-        product(s, R, lane.part, lane.q, totals);
+        add_product(s, R, lane, dh);
 #if CLUSTER > 1
         cluster_arrive();
 #endif
-#if K_SPLIT > 1
-#pragma unroll
-        for (int i = 0; i < TILES_A_WARP; ++i)
-#pragma unroll
-            for (int j = 0; j < LANE_ROWS; ++j)
-#pragma unroll
-                for (int u = 0; u < 2; ++u)
-                    s.partial[i][j][u][threadIdx.x] = lane.part ? totals[i][j][u] : totals[i][LANE_ROWS + j][u];
-        asm volatile("bar.sync %0, 64;" ::"r"(1 + threadIdx.x / 32 % TILE_WARPS) : "memory");
-#endif
-#pragma unroll
-        for (int i = 0; i < TILES_A_WARP; ++i)
-#pragma unroll
-            for (int j = 0; j < LANE_ROWS; ++j)
-#pragma unroll
-                for (int u = 0; u < 2; ++u) {
-#if K_SPLIT > 1
-                    float own = lane.part ? totals[i][LANE_ROWS + j][u] : totals[i][j][u];
-                    dh[i][j][u] += own + s.partial[i][j][u][threadIdx.x ^ THREADS / 2];
-#else
-                    dh[i][j][u] += totals[i][j][u];
-#endif
-                }
     }
 #if CLUSTER > 1
     cluster_wait();

@@ -1,15 +1,20 @@
 // What the reverse walk keeps in shared memory, reads ahead, and exchanges.
 
-#define K64 (PADDED / 64)         // blocks of 64 hidden units
-#define PART_K64 (K64 / K_SPLIT)  // of a warp: K_SPLIT warps share a tile's product, then each takes some of its rows
-#define SLICE_K64 (K64 / CLUSTER) // of a CTA
-#define HELD_K64 (REGISTER_K64 + SHARED_K64)
-#define ROWS_A_LANE (ROWS / 4)    // of a column tile: columns 2q and 2q + 1 are two limbs of a lane's row
-#define LANE_ROWS (ROWS_A_LANE / K_SPLIT)
+#define K64 (PADDED / 64)          // blocks of 64 hidden units
+#define SLICE_K64 (K64 / CLUSTER)  // of a CTA
+#define BLOCKS (GATES * K64)       // of the product's columns, in order of CTA, gate and unit
+#define SLICE_BLOCKS (GATES * SLICE_K64)
+#define TILE_WARPS (CTA_TILES / TILES_A_WARP)
+#define LANE_ROWS (ROWS_A_LANE * TILE_WARPS / WARPS)  // warps that share a tile take some of its rows each
+#define ROWS_A_LANE (ROWS / 4)     // of a column tile: columns 2q and 2q + 1 are two limbs of a lane's row
 #define COLUMN_TILES (ROWS_A_LANE * (LIMBS == 3 ? 2 : 1))
-#define CHAINS (TILES_A_WARP * COLUMN_TILES * R_LIMBS <= 2 ? 3 : 1)  // independent sums, for the latency of the product
+// A product's warps are TILE_GROUPS by K_PARTS: many tiles a warp read the other operand less often.
+#define K_PARTS (WARPS / TILE_GROUPS)
+#define GROUP_TILES (CTA_TILES / TILE_GROUPS)
+#define PART_BLOCKS ((BLOCKS + K_PARTS - 1) / K_PARTS)
+#define HELD_BLOCKS (REGISTER_BLOCKS + SHARED_BLOCKS)
+#define CHAINS (GROUP_TILES * COLUMN_TILES * R_LIMBS <= 2 ? 3 : 1)  // independent sums, for the latency of the product
 #define THREADS (32 * WARPS)
-#define TILE_WARPS (WARPS / K_SPLIT)
 #define UNITS (16 * CTA_TILES)
 #define LARGEST (LIMBS == 3 ? 4161536.0f : 32512.0f)  // 127 in the first limb, and below the limit of ROUND
 
@@ -30,12 +35,12 @@ struct __align__(16) Slice {
 
 struct __align__(128) Shared {
     Slice slices[CLUSTER];
-    int4 fragments[SHARED_K64 * GATES * TILES_A_WARP * R_LIMBS * 2 + 1][THREADS];
+    int4 fragments[SHARED_BLOCKS * GROUP_TILES * R_LIMBS * 2 + 1][THREADS];
     float4 k[STAGES][TILES_A_WARP][LANE_ROWS][2][THREADS];
     float2 d_out[STAGES][TILES_A_WARP][LANE_ROWS][THREADS];
     word largest[ROWS][TILE_WARPS];
-#if K_SPLIT > 1
-    float partial[TILES_A_WARP][LANE_ROWS][2][THREADS];
+#if K_PARTS > 1
+    float2 partial[K_PARTS][CTA_TILES][ROWS_A_LANE][32];
 #endif
 #if CLUSTER > 1
     Arrivals arrivals;
