@@ -39,6 +39,7 @@ CASES = {
     "forward, 16 rows in float64": ("forward", {**FORWARD, **WIDE, "ROWS": 16, "H_LIMBS": 2}),
     "forward in a cluster": ("forward", {**FORWARD, **CLUSTER, "SHARED_K64": 4}),
     "forward, a product in two parts": ("forward", {**FORWARD, **SPLIT}),
+    "forward, 24 rows": ("forward", {**FORWARD, **SPLIT, "ROWS": 24}),
     "forward, two limbs, streamed": ("forward", {**FORWARD, **CLUSTER, **STREAMED}),
     "factors": ("factors", {"CODE_BYTES": 1, "ROWS": 4}),
     "factors in float64": ("factors", {"CODE_BYTES": 2, "ROWS": 16, "WIDE": 1}),

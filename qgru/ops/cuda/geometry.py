@@ -156,7 +156,7 @@ class Loop(Geometry):
 
     STAGES = 6  # of the copies ahead, in loop.cuh
     most_warps = 8
-    row_choices = (4, 8, 16)
+    row_choices = (4, 8, 16, 24)
 
     @property
     def k_split(self) -> int:
@@ -203,7 +203,8 @@ class Loop(Geometry):
 
     def register_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""
-        if self.tiles_a_warp > 2 or (self.rows == 16 and widths.weight_limbs + widths.state_limbs == 4):
+        many_sums = self.rows >= 16 and widths.weight_limbs + widths.state_limbs == 4
+        if self.tiles_a_warp > 2 or many_sums or self.rows * self.tiles_a_warp > 32:
             return 384
         return 768 if self.rows == 4 else 576
 

@@ -159,7 +159,7 @@ __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_grou
 
 template <int bytes>
 __device__ __forceinline__ void copy_all(void* to, const void* from, bool valid) {
-    constexpr int piece = bytes < 16 ? bytes : 16;
+    constexpr int piece = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
 #pragma unroll
     for (int i = 0; i < bytes; i += piece) copy_async<piece>((byte*)to + i, (const byte*)from + i, valid);
 }
@@ -168,8 +168,9 @@ template <int words>
 __device__ __forceinline__ void store(word* to, const word* from) {
     if constexpr (words == 1) {
         *to = *from;
-    } else if constexpr (words == 2) {
-        *(uint2*)to = make_uint2(from[0], from[1]);
+    } else if constexpr (words % 4) {
+#pragma unroll
+        for (int i = 0; i < words; i += 2) *(uint2*)(to + i) = make_uint2(from[i], from[i + 1]);
     } else {
 #pragma unroll
         for (int i = 0; i < words; i += 4) *(uint4*)(to + i) = make_uint4(from[i], from[i + 1], from[i + 2], from[i + 3]);
@@ -177,7 +178,7 @@ __device__ __forceinline__ void store(word* to, const word* from) {
 }
 
 #ifdef ROWS
-// A row group's ROWS rows, 4, 8 or 16: a lane of quad position q owns ROWS / 4 of them, in every tile two units.
+// A row group's ROWS rows, 4, 8, 16 or 24: a lane of quad position q owns ROWS / 4 of them, in every tile two units.
 #define ELEMENTS (ROWS / 2)
 __device__ __forceinline__ int row_of(int q, int j) {
     return ROWS == 4 ? q : ROWS == 8 ? 2 * q + j : (j >> 1) * 8 + 2 * q + (j & 1);

@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             const word* codes = s.codes[stage][i][threadIdx.x];
 #if TRAIN
             word saved[WORDS];
-            word bits[(LANE_ELEMENTS + 3) / 4] = {};
+            unsigned short bits[LANE_ROWS] = {};  // of a row's two units
 #endif
 #pragma unroll
             for (int j = 0; j < LANE_ROWS; ++j) {
@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
 #if TRAIN
                     pack_codes(saved + e * CODE_WORDS, gates.index[0], gates.index[1], gates.index[2],
                                index_of(gates.Rh[2], n.Rh_lo));
-                    bits[e / 4] |= (gates.Rh_inside | gates.pre_inside << 3) << 8 * (e % 4);
+                    bits[j] |= (gates.Rh_inside | gates.pre_inside << 3) << 8 * u;
 #endif
                 }
                 write_state(s, buffer ^ 1, row, first_unit + unit, state[0], state[1]);
@@ -157,9 +157,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             }
 #if TRAIN
             store<WORDS>(codes_at + i * 32 * SLOT_WORDS, saved);
-            byte* to = bits_at + i * 64 * ELEMENTS;
-            if (LANE_ELEMENTS == 2) *(unsigned short*)to = bits[0];
-            else store<(LANE_ELEMENTS + 3) / 4>((word*)to, bits);
+            unsigned short* to = (unsigned short*)(bits_at + i * 64 * ELEMENTS);
+            if (LANE_ROWS % 2 == 0) {
+#pragma unroll
+                for (int j = 0; j < LANE_ROWS; j += 2) *(word*)(to + j) = bits[j] | bits[(j + 1) % LANE_ROWS] << 16;
+            } else {
+#pragma unroll
+                for (int j = 0; j < LANE_ROWS; ++j) to[j] = bits[j];
+            }
 #endif
         }
         share_state(s, buffer ^ 1, done, rank);

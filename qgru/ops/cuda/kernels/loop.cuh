@@ -2,7 +2,7 @@
 
 #define K64 (PADDED / 64)
 #define PART_K64 (K64 / K_SPLIT)  // of a warp: K_SPLIT warps share a tile's product, then each takes some of its rows
-#define COLUMN_TILES (ROWS == 16 ? 2 : 1)
+#define COLUMN_TILES ((ROWS + 7) / 8)
 #define LEVELS (R_LIMBS + H_LIMBS - 1)
 #define THREADS (32 * WARPS)
 #define UNITS (16 * CTA_TILES)
@@ -54,7 +54,7 @@ __device__ __forceinline__ void prefetch(Shared& s, int stage, const word* codes
 #pragma unroll
     for (int i = 0; i < TILES_A_WARP; ++i)
         copy_all<WORDS * 4>(s.codes[stage][i][threadIdx.x], codes + i * 32 * SLOT_WORDS, valid);
-    copy_async<ROWS>(s.flags[stage][threadIdx.x], flags, valid);
+    copy_all<ROWS>(s.flags[stage][threadIdx.x], flags, valid);
     commit_copies();
 }
 

@@ -104,7 +104,7 @@ __device__ __forceinline__ void start_sums(const Shared& s, int tile, int part, 
 // The sum of a row `j` of part `p`, and of unit `u`.
 __device__ __forceinline__ int sum_of(const int (&acc)[COLUMN_TILES][LEVELS][4], int level, int p, int j, int u) {
     int row = p * LANE_ROWS + j;
-    return acc[ROWS == 16 ? row >> 1 : 0][level][ROWS == 4 ? 2 * u : 2 * u + (row & 1)];
+    return acc[ROWS > 8 ? row >> 1 : 0][level][ROWS == 4 ? 2 * u : 2 * u + (row & 1)];
 }
 
 // Every lane's own elements; the parts of a product exchange what the other one needs.
