@@ -11,65 +11,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_timing import Step, first_calls_s, graph_ms, host_us, median_ms, peak_mib
 from qgru import QuantGRU
 from qgru.ops import library
 
 SHAPES = "32x100x64x128 64x200x128x256 128x500x256x256 32x1000x256x512 128x200x512x1024 1x1000x64x128 256x100x80x64"
-CONFIGS = "int8 int8_mixed"
+CONFIGS = "int8 int8_mixed w8a16 int16"
 FLOATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("inference", "training")
 RESULTS = Path(__file__).parent / "results"
-Step = Callable[[], object]
-
-
-def median_ms(step: Step, repeats: int = 20) -> float:
-    """Return the median time of a call, by events on the device."""
-    for _ in range(3):
-        step()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[repeats // 2]
-
-
-def graph_ms(step: Step) -> float | None:
-    """Return the median time of a call's replay as a CUDA graph; None where it can't be captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    return median_ms(graph.replay)
-
-
-def peak_mib(step: Step) -> float:
-    """Return the allocator's peak during a call, over what was allocated before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def step_of(gru: nn.GRU, x: Tensor, mode: str) -> Step:
@@ -167,20 +124,21 @@ def floats(shape: tuple[int, int, int, int], mode: str) -> tuple[dict[str, float
 
 
 def rows(shape_names: list[str], configs: list[str]) -> Iterator[dict[str, object]]:
-    """Yield a result for every shape, mode and configuration."""
+    """Yield a result for every shape, configuration and mode."""
     for name in shape_names:
         shape = tuple(int(size) for size in name.split("x"))
-        for mode in MODES:
-            called, replayed, fp32_peak = floats(shape, mode)
-            best = min(called, key=called.get)
-            loop = fake_quant_loop(shape, mode)
-            for config in configs:
-                gru, x = quantized(shape, config)
+        peers = {mode: (*floats(shape, mode), fake_quant_loop(shape, mode)) for mode in MODES}
+        of_int8: dict[str, float] = {}
+        for config in configs:
+            gru, x = quantized(shape, config)
+            differing, error = check(gru, x)
+            for mode in MODES:
+                called, replayed, fp32_peak, loop = peers[mode]
+                best, best_graph = min(called, key=called.get), min(replayed.values(), default=None)
                 step = step_of(gru, x, mode)
-                ours, peak = median_ms(step), peak_mib(step)
-                graph = graph_ms(step)
-                differing, error = check(gru, x)
-                best_graph = min(replayed.values(), default=None)
+                first, cached = first_calls_s(step)
+                ours, peak, graph = median_ms(step), peak_mib(step), graph_ms(step)
+                of_int8.setdefault(mode, ours)
                 yield {
                     "shape": name,
                     "config": config,
@@ -192,9 +150,13 @@ def rows(shape_names: list[str], configs: list[str]) -> Iterator[dict[str, objec
                     "ours_graph_ms": graph and round(graph, 4),
                     "best_float_graph_ms": best_graph and round(best_graph, 4),
                     "graph_ratio": round(best_graph / graph, 3) if graph and best_graph else None,
+                    "times_int8": round(ours / of_int8[mode], 3),
                     "fake_quant_loop_ms": round(loop, 2),
                     "peak_mib": round(peak, 1),
                     "cudnn_fp32_peak_mib": round(fp32_peak, 1),
+                    "host_us": round(host_us(step), 1),
+                    "first_call_s": round(first, 3),
+                    "cached_call_s": round(cached, 4),
                     "differing_integers": differing,
                     "gradient_error": f"{error:.1e}",
                 }

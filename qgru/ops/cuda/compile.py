@@ -7,6 +7,8 @@ import hashlib
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,6 +45,7 @@ def is_available() -> bool:
         return False
 
 
+@lru_cache(maxsize=256)
 def cubin(name: str, macros: Macros, arch: str) -> bytes:
     """Return the machine code of the kernel `name`, from the disk where an earlier process left it.
 
@@ -64,6 +67,12 @@ def cubin(name: str, macros: Macros, arch: str) -> bytes:
     code = bytes(Program(text, "c++", options=options).compile("cubin").code)
     _write(cached, code)
     return code
+
+
+def compile_together(kernels: Iterable[tuple[str, Macros]], arch: str) -> None:
+    """Compile several kernels at once: the compiler does not hold Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kernel: cubin(*kernel, arch), kernels))
 
 
 def _cache_folder() -> Path:
@@ -96,6 +105,11 @@ def ensure_context(device: int) -> None:
     _thread.has_context = True
 
 
+def arch_of(capability: tuple[int, int]) -> str:
+    """Return the compiler's name of a compute capability."""
+    return "sm_{}{}".format(*capability)
+
+
 class Kernel:
     """A kernel on one device, ready to launch.
 
@@ -123,7 +137,7 @@ class Kernel:
         from cuda.core import ObjectCode
 
         self._driver, self._cluster = driver, cluster
-        self._module = ObjectCode.from_cubin(cubin(name, macros, "sm_{}{}".format(*capability)))
+        self._module = ObjectCode.from_cubin(cubin(name, macros, arch_of(capability)))
         kernel = self._module.get_kernel(name).handle
         attributes = driver.CUfunction_attribute
         self._set(kernel, attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes, device)

@@ -21,6 +21,7 @@ CHUNK = struct.Struct("@13P4q4i")
 """A chunk's tensors and place, as the kernels' `Chunk`."""
 
 _PARAMETERS = struct.Struct("@12P")
+_FINISH = ("parameters", (), 128)
 _WEIGHTS = ("weight.W", "weight.R", "weight.bw", "weight.br")
 
 
@@ -125,16 +126,15 @@ class Gradient:
         terms = (("X_LIMBS", self.x_terms), ("H_LIMBS", self.h_terms))
         shape = (("HIDDEN", layer.shape.hidden), ("R_LIMBS", layer.plan.limbs("weight.R")), ("LIMBS", layer.limbs))
         macros = (*walk.macros, *shape)
-        elements = self._element_constants()
-        return (
-            (layer.kernel("factors", element, 256), self.factors_grid, elements),
-            (
-                layer.kernel("walk", macros, walk.threads, walk.shared_bytes(layer.widths), walk.cluster),
-                (walk.groups * walk.cluster, 1),
-                self._walk_constants(),
-            ),
-            (layer.kernel("pieces", (*element, *terms), 256), self.pieces_grid, elements),
+        kernels = layer.kernels(
+            ("factors", element, 256),
+            ("walk", macros, walk.threads, walk.shared_bytes(layer.widths), walk.cluster),
+            ("pieces", (*element, *terms), 256),
+            _FINISH,
         )
+        grids = (self.factors_grid, (walk.groups * walk.cluster, 1), self.pieces_grid)
+        elements = self._element_constants()
+        return tuple(zip(kernels[:3], grids, (elements, self._walk_constants(), elements), strict=True))
 
     def _element_constants(self) -> bytes:
         layer, plan, shape, layout = self.layer, self.layer.plan, self.layer.shape, self.layer.layout
@@ -170,7 +170,7 @@ class Gradient:
         ranges = [plan.range(name) for name in _WEIGHTS]
         bounds = (*[lo for lo, _ in ranges], *[hi for _, hi in ranges])
         constants = struct.pack("@7i10fi", *sizes, self.h_terms, 2 * self.pairs, *steps, *bounds, 0)
-        return self.layer.kernel("parameters", (), 128), (4 * shape.hidden, 1), constants
+        return self.layer.kernel(*_FINISH), (4 * shape.hidden, 1), constants
 
     def _input_weights(self, stream: int, saved: Saved) -> Tensor:
         """Return W's integers as real numbers in the order of the gates' gradients, (12 * pairs, terms * width)."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qgru.ops.cuda.compile import Kernel, Macros
+from qgru.ops.cuda.compile import Kernel, Macros, arch_of, compile_together
 from qgru.ops.cuda.geometry import Loop, Processor, Walk, Widths, geometry
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
 from qgru.ops.cuda.projection import WARPS, Projection, projection
@@ -135,6 +135,15 @@ class Layer:
         """Values and slopes on the device."""
         return _device_tables(self.plan, self.shape.device)
 
+    def kernels(self, *wanted: tuple[Any, ...]) -> list[Kernel]:
+        """Return compiled kernels; `wanted` are `kernel`'s arguments."""
+        compile_together([(name, macros) for name, macros, *_ in wanted], arch_of(self._processor.capability))
+        return [self.kernel(*arguments) for arguments in wanted]
+
+    @property
+    def _processor(self) -> Processor:
+        return processor(self.shape.device)
+
     def kernel(self, name: str, macros: Macros, threads: int, shared: int = 0, cluster: int = 1) -> Kernel:
         """Return a compiled kernel."""
         device = self.shape.device
@@ -155,36 +164,20 @@ class Layer:
         of = tuple((f"{macro}_LIMBS", self.plan.limbs(name)) for macro, name in operands.items())
         return (*of, ("SUM_WIDE", int(self.sum_wide)))
 
-    @cached_property
-    def prepare(self) -> Kernel:
-        """Quantizes the parameters and the input."""
-        limbs = self._limbs(W="weight.W", R="weight.R", X="input.x")
-        return self.kernel("prepare", (*self.numeric, *self.input_macros, *limbs), 128)
-
-    @cached_property
-    def project(self) -> Kernel:
-        """Projects the input."""
-        macros = (*self.numeric, *self._limbs(W="weight.W", X="input.x"), ("ROWS", self.layout.rows))
-        macros = (*macros, *self.projection.macros)
-        return self.kernel("project", macros, 32 * WARPS, self.projection.shared_bytes)
-
-    @cached_property
-    def forward(self) -> Kernel:
-        """Walks over the time steps."""
-        plan, layout = self.plan, self.layout
+    def _forward_macros(self) -> Macros:
+        plan, tables = self.plan, self.widths.table_bytes
         biased = not self.wide and not self.sum_wide and plan.accumulator(self.shape.hidden) <= 1 << 22
-        macros = (
+        return (
             *self.numeric,
             *self._limbs(R="weight.R", H="output.h"),
-            *layout.macros,
+            *self.layout.macros,
             ("HIDDEN", self.shape.hidden),
-            ("SHARED_TABLES", int(self.widths.table_bytes > 0)),
-            ("TABLE_ENTRIES", self.widths.table_bytes // 4),
+            ("SHARED_TABLES", int(tables > 0)),
+            ("TABLE_ENTRIES", tables // 4),
             ("BIASED_SUMS", int(biased)),
             ("STATE_OFFSET", int(plan.offset("output.h") != 0)),
             ("TRAIN", int(self.train)),
         )
-        return self.kernel("forward", macros, layout.threads, layout.shared_bytes(self.widths), layout.cluster)
 
     def run(self, stream: int, call: bytes) -> None:
         """Launch the kernels; `call` is a packed `CALL`."""
@@ -193,13 +186,18 @@ class Layer:
 
     @cached_property
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
-        shape, layout = self.shape, self.layout
-        rows = 3 * self._columns + shape.time * layout.groups * layout.rows
-        return (
-            (self.prepare, (-(-rows // 4), 1), self._prepare_constants()),
-            (self.project, self.projection.grid, self._project_constants()),
-            (self.forward, (layout.groups * layout.cluster, 1), self._forward_constants()),
+        shape, layout, projection = self.shape, self.layout, self.projection
+        limbs = self._limbs(W="weight.W", R="weight.R", X="input.x")
+        projected = (*self.numeric, *self._limbs(W="weight.W", X="input.x"), ("ROWS", layout.rows), *projection.macros)
+        kernels = self.kernels(
+            ("prepare", (*self.numeric, *self.input_macros, *limbs), 128),
+            ("project", projected, 32 * WARPS, projection.shared_bytes),
+            ("forward", self._forward_macros(), layout.threads, layout.shared_bytes(self.widths), layout.cluster),
         )
+        rows = 3 * self._columns + shape.time * layout.groups * layout.rows
+        grids = ((-(-rows // 4), 1), projection.grid, (layout.groups * layout.cluster, 1))
+        constants = (self._prepare_constants(), self._project_constants(), self._forward_constants())
+        return tuple(zip(kernels, grids, constants, strict=True))
 
     @property
     def _columns(self) -> int:
