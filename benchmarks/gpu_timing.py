@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from unittest import mock
 
@@ -75,7 +76,9 @@ def host_us(step: Step) -> float:
 
 def first_calls_s(step: Step) -> tuple[float, float]:
     """Return the seconds of a first call with nothing compiled before, and of one with only the disk's cache."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+    source, name = nvrtc.source, uuid.uuid4()  # a source that no cache of the compiler's own knows
+    unique = mock.patch.object(nvrtc, "source", lambda kernel: f"{source(kernel)}\n// {name}")
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}), unique:
         times = []
         for _ in range(2):
             _forget()

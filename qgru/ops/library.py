@@ -190,15 +190,16 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _differentiate(ctx: Any, d_states: Tensor | None, d_last: Tensor | None, _: Any) -> tuple:
+    count = 4 * len(ctx.grids)
+    others = ([None] * len(ctx.grids), *(None,) * 4)
     if d_states is None and d_last is None:
-        return (None,) * 8
+        return None, None, [None] * count, *others
     needs_x = ctx.needs_input_grad[0]
     x, h0, states, workspace, *rest = ctx.saved_tensors  # once: under checkpointing every access computes
-    count = 4 * len(ctx.grids)
     backward = torch.ops.qgru.gru_layer_backward if _is_traced(x) else cuda.backward
     tensors = (d_states, d_last, x, h0, rest[:count], rest[count:], states, workspace)
     dx, dh, gradients = backward(*tensors, ctx.grids, ctx.limbs, needs_x)
-    return dx if needs_x else None, None if h0 is None else dh, gradients, *(None,) * 5
+    return dx if needs_x else None, None if h0 is None else dh, gradients, *others
 
 
 torch.library.register_autograd("qgru::gru_layer", _differentiate, setup_context=_setup, lib=_LIBRARY)
@@ -219,4 +220,4 @@ class _EagerLayer(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_states: Tensor | None, d_last: Tensor | None) -> tuple:
         dx, dh, gradients, *_ = _differentiate(ctx, d_states, d_last, None)
-        return dx, dh, *(None,) * 5, *(gradients or (None,) * 4 * len(ctx.grids))
+        return dx, dh, *(None,) * 5, *gradients

@@ -41,7 +41,7 @@ CASES = {
     "forward, a product in two parts": ("forward", {**FORWARD, **SPLIT}),
     "forward, 24 rows": ("forward", {**FORWARD, **SPLIT, "ROWS": 24}),
     "forward, two limbs, streamed": ("forward", {**FORWARD, **CLUSTER, **STREAMED}),
-    "factors": ("factors", {"CODE_BYTES": 1, "ROWS": 4}),
+    "factors": ("factors", {"CODE_BYTES": 1, "ROWS": 4, "SHARED_TABLES": 1}),
     "factors in float64": ("factors", {"CODE_BYTES": 2, "ROWS": 16, "WIDE": 1}),
     "walk": ("walk", WALK),
     "walk with 3 limbs in a cluster": ("walk", {**WALK, **CLUSTER, "SHARED_BLOCKS": 18, "LIMBS": 3}),
@@ -55,7 +55,7 @@ CASES = {
 }
 TEXT = " ".join(["8 1 0 7 0"] * len(ACTIVATIONS) + ["8 0 7 7"] * len(WEIGHTS))  # grids, as `flatten` writes them
 NUMBERS = len(plan_of(TEXT).numbers(wide=False))
-ELEMENTS = CHUNK.size + struct.calcsize("@5q2P12i") + NUMBERS + struct.calcsize("@4f")
+ELEMENTS = CHUNK.size + struct.calcsize("@5qP14i") + NUMBERS + struct.calcsize("@4f")
 STRUCTS = {
     "prepare": ("PrepareArgs", CALL.size + 2 * struct.calcsize("@2q2i2f4i") + struct.calcsize("@6q12i7fi")),
     "project": ("ProjectArgs", CALL.size + struct.calcsize("@6q4i2f2i")),

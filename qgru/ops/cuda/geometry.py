@@ -263,7 +263,7 @@ class Walk(Geometry):
         pointwise = 0.4 * self.lane_rows * self.tiles_a_warp * self.warps / 8
         shared = self.shared_blocks * self.block_bytes(widths)
         exchange = 0.45 + slices / 32e3 if self.cluster > 1 else 0
-        return 0.2 + pointwise + exchange + product + (shared + 2 * self.streamed_bytes(widths)) / 220e3
+        return 0.2 + pointwise + exchange + product + (shared + 5 * self.streamed_bytes(widths)) / 220e3
 
     def fixed_bytes(self, widths: Widths) -> int:
         """See `Geometry`."""

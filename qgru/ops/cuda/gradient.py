@@ -12,10 +12,12 @@ from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
+from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES
 from qgru.schema import OPTIONAL
 
 _BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
 _ONE_CHUNK_BYTES = 52 << 20  # below it a second chunk saves less memory than it costs time
+_BLOCKS = 792  # of 256 threads that go over a chunk's elements: a few for every multiprocessor
 _PARTIALS = 528  # of a bias's sum, for all tiles together
 CHUNK = struct.Struct("@13P4q4i")
 """A chunk's tensors and place, as the kernels' `Chunk`."""
@@ -66,7 +68,7 @@ class Gradient:
         across = -(-layer.layout.tiles // 8) + 1
         self.pieces_grid = (min(self.steps * layer.layout.groups, max(16, _PARTIALS // across)), across)
         slots = self.steps * layer.layout.groups * layer.layout.tiles
-        self.factors_grid = (min(-(-slots // 8), 1 << 13), 1)
+        self.factors_grid = (min(-(-slots // 8), _BLOCKS), 1)
 
     def run(
         self, stream: int, saved: Saved, reverse: bool, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
@@ -122,14 +124,15 @@ class Gradient:
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
         layer, walk = self.layer, self.layer.walk
         assert walk is not None
-        element = (*layer.numeric, ("ROWS", layer.layout.rows))
+        tables = 8 * layer.plan.table_entries if layer.plan.table_entries <= SHARED_TABLE_ENTRIES else 0
+        element = (*layer.numeric, ("ROWS", layer.layout.rows), ("SHARED_TABLES", int(tables > 0)))
         terms = (("X_LIMBS", self.x_terms), ("H_LIMBS", self.h_terms))
         shape = (("HIDDEN", layer.shape.hidden), ("R_LIMBS", layer.plan.limbs("weight.R")), ("LIMBS", layer.limbs))
         macros = (*walk.macros, *shape)
         kernels = layer.kernels(
-            ("factors", element, 256),
+            ("factors", element, 256, tables),
             ("walk", macros, walk.threads, walk.shared_bytes(layer.widths), walk.cluster),
-            ("pieces", (*element, *terms), 256),
+            ("pieces", (*element, *terms), 256, tables),
             _FINISH,
         )
         grids = (self.factors_grid, (walk.groups * walk.cluster, 1), self.pieces_grid)
@@ -139,10 +142,10 @@ class Gradient:
     def _element_constants(self) -> bytes:
         layer, plan, shape, layout = self.layer, self.layer.plan, self.layer.shape, self.layer.layout
         sections = (layer.offsets[name] for name in ("codes", "flags", "bits", "constants", "x"))
-        tables = (table.data_ptr() for table in layer.tables)
         sizes = (shape.time, shape.batch, shape.hidden, layout.units, layout.tiles, layout.groups)
         inputs = (shape.input, layer.projection.padded, self.x_width, -plan.offset("input.x"))
-        packed = struct.pack("@5q2P12i", *sections, *tables, *sizes, *plan.table_starts[1:], *inputs)
+        tables = (*plan.table_starts[1:], plan.table_entries)
+        packed = struct.pack("@5qP14i", *sections, layer.tables.data_ptr(), *sizes, *tables, *inputs, 0)
         c, m = plan.exponent(OPTIONAL), plan.exponent("op.rRh")
         h, old = plan.exponent("output.h"), plan.exponent("op.old_contrib")
         exponents = (c - m, h - old, -c, -plan.exponent("op.new_contrib"))

@@ -131,8 +131,8 @@ class Layer:
         return offsets, end
 
     @cached_property
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Values and slopes on the device."""
+    def tables(self) -> Tensor:
+        """Values, then slopes, on the device."""
         return _device_tables(self.plan, self.shape.device)
 
     def kernels(self, *wanted: tuple[Any, ...]) -> list[Kernel]:
@@ -237,7 +237,7 @@ class Layer:
         sections = (self.offsets[name] for name in names)
         sizes = (self.shape.time, self.shape.batch, self.layout.groups)
         rest = (*sizes, *self.plan.table_starts[1:], self.plan.offset("output.h"))
-        return struct.pack("@7qP6i", *sections, self.tables[0].data_ptr(), *rest) + self.numbers
+        return struct.pack("@7qP6i", *sections, self.tables.data_ptr(), *rest) + self.numbers
 
 
 def widths_of(plan: Plan, wide: bool, shared_tables: bool, limbs: int) -> Widths:
@@ -248,9 +248,8 @@ def widths_of(plan: Plan, wide: bool, shared_tables: bool, limbs: int) -> Widths
 
 
 @lru_cache(maxsize=256)
-def _device_tables(plan: Plan, device: int) -> tuple[Tensor, Tensor]:
-    values, slopes = plan.tables
-    return values.to(f"cuda:{device}"), slopes.to(f"cuda:{device}")
+def _device_tables(plan: Plan, device: int) -> Tensor:
+    return torch.cat(plan.tables).to(f"cuda:{device}")
 
 
 @lru_cache(maxsize=1024)

@@ -7,6 +7,7 @@
 extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant__ ElementArgs a) {
     int q = threadIdx.x & 3, steps = a.chunk.end - a.chunk.start;
     const Chunk& c = a.chunk;
+    BothTables tables(a);
     int total = steps * a.groups * a.tiles;
     for (int i = blockIdx.x * 8 + threadIdx.x / 32; i < total; i += gridDim.x * 8) {
         int tile = i % a.tiles, group = i / a.tiles % a.groups, step = i / a.tiles / a.groups;
@@ -17,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant_
             int in_group = row_of(q, j), row = group * ROWS + in_group;
             if (row >= a.batch) continue;
             Factors f[2];
-            load_factors(a, p, j, row, f);
+            load_factors(a, tables, p, j, row, f);
             bool active = is_active(a, p, group, in_group);
             bool lost = isnan(c.out[p.t * c.out_time + row * c.out_batch + p.unit]);
             const real* constants = (const real*)(c.workspace + a.constants) + p.unit * 8;

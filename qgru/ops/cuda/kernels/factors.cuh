@@ -4,10 +4,11 @@
 struct ElementArgs {
     Chunk chunk;
     long long codes, flags, bits, constants, x_codes;  // sections of the workspace
-    const float *values, *slopes;  // tables: r, z, g; slopes are 0 where the output is clamped
+    const float* tables;  // values of r, z, g, then slopes, which are 0 where the output is clamped
     int time, batch, hidden, units, tiles, groups;
-    int z_table, g_table;
+    int z_table, g_table, table_entries;  // where tables start, and how long they are together
     int input, x_padded, x_width, x_offset;  // mantissa = code + x_offset
+    int unused;
     Numbers n;
     float r_value, z_value, c_value, g_value;  // from table entries and mantissas to real numbers
 };
@@ -63,11 +64,28 @@ __device__ __forceinline__ Place place_of(const ElementArgs& a, int step, int gr
     return p;
 }
 
+// Values and slopes, in shared memory where they fit: most of these kernels' time would go into finding entries in L1.
+struct BothTables {
+    Tables values, slopes;
+
+    __device__ __forceinline__ BothTables(const ElementArgs& a) {
+        const float* from = a.tables;
+#if SHARED_TABLES
+        extern __shared__ float shared_tables[];
+        for (int i = threadIdx.x; i < 2 * a.table_entries; i += blockDim.x) shared_tables[i] = from[i];
+        __syncthreads();
+        from = shared_tables;
+#endif
+        values = {from, from + a.z_table, from + a.g_table};
+        from += a.table_entries;
+        slopes = {from, from + a.z_table, from + a.g_table};
+    }
+};
+
 // The two elements of row number `j`.
-__device__ __forceinline__ void load_factors(const ElementArgs& a, const Place& p, int j, int row, Factors (&f)[2]) {
+__device__ __forceinline__ void load_factors(const ElementArgs& a, const BothTables& tables, const Place& p, int j, int row,
+                                             Factors (&f)[2]) {
     const Chunk& c = a.chunk;
-    Tables values = {a.values, a.values + a.z_table, a.values + a.g_table};
-    Tables slopes = {a.slopes, a.slopes + a.z_table, a.slopes + a.g_table};
     const word* codes = (const word*)(c.workspace + a.codes) + (p.slot * ELEMENTS + 2 * j) * CODE_WORDS;
     const byte* bits = c.workspace + a.bits + 2 * p.slot * ELEMENTS + 2 * j;
     bool first = p.walk == 0, even = a.hidden % 2 == 0;
@@ -82,7 +100,7 @@ __device__ __forceinline__ void load_factors(const ElementArgs& a, const Place& 
         if (isnan(v)) v = 0;
         if (first) v = quantized(v, a.n.h_steps, a.n.h_least, a.n.h_most) * a.n.h_step;
         real br_g = ((const real*)(c.workspace + a.constants))[(p.unit + u) * 8 + 7];
-        f[u] = factors_of(a, values, slopes, codes + u * CODE_WORDS, bits[u], bits[ELEMENTS + u], br_g, v);
+        f[u] = factors_of(a, tables.values, tables.slopes, codes + u * CODE_WORDS, bits[u], bits[ELEMENTS + u], br_g, v);
     }
 }
 
