@@ -41,7 +41,7 @@ CASES = {
     "forward, a product in two parts": ("forward", {**FORWARD, **SPLIT}),
     "forward, 24 rows": ("forward", {**FORWARD, **SPLIT, "ROWS": 24}),
     "forward, two limbs, streamed": ("forward", {**FORWARD, **CLUSTER, **STREAMED}),
-    "factors": ("factors", {"CODE_BYTES": 1, "ROWS": 4, "SHARED_TABLES": 1}),
+    "factors": ("factors", {"CODE_BYTES": 1, "ROWS": 4}),
     "factors in float64": ("factors", {"CODE_BYTES": 2, "ROWS": 16, "WIDE": 1}),
     "walk": ("walk", WALK),
     "walk with 3 limbs in a cluster": ("walk", {**WALK, **CLUSTER, "SHARED_BLOCKS": 18, "LIMBS": 3}),

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
-from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES
 from qgru.schema import OPTIONAL
 
 _BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
 _ONE_CHUNK_BYTES = 52 << 20  # below it a second chunk saves less memory than it costs time
-_BLOCKS = 792  # of 256 threads that go over a chunk's elements: a few for every multiprocessor
+_BLOCKS = 1 << 13  # of 256 threads that go over a chunk's elements
 _PARTIALS = 528  # of a bias's sum, for all tiles together
 CHUNK = struct.Struct("@13P4q4i")
 """A chunk's tensors and place, as the kernels' `Chunk`."""
@@ -124,15 +123,14 @@ class Gradient:
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
         layer, walk = self.layer, self.layer.walk
         assert walk is not None
-        tables = 8 * layer.plan.table_entries if layer.plan.table_entries <= SHARED_TABLE_ENTRIES else 0
-        element = (*layer.numeric, ("ROWS", layer.layout.rows), ("SHARED_TABLES", int(tables > 0)))
+        element = (*layer.numeric, ("ROWS", layer.layout.rows))
         terms = (("X_LIMBS", self.x_terms), ("H_LIMBS", self.h_terms))
         shape = (("HIDDEN", layer.shape.hidden), ("R_LIMBS", layer.plan.limbs("weight.R")), ("LIMBS", layer.limbs))
         macros = (*walk.macros, *shape)
         kernels = layer.kernels(
-            ("factors", element, 256, tables),
+            ("factors", element, 256),
             ("walk", macros, walk.threads, walk.shared_bytes(layer.widths), walk.cluster),
-            ("pieces", (*element, *terms), 256, tables),
+            ("pieces", (*element, *terms), 256),
             _FINISH,
         )
         grids = (self.factors_grid, (walk.groups * walk.cluster, 1), self.pieces_grid)

@@ -60,34 +60,19 @@ __device__ __forceinline__ Place place_of(const ElementArgs& a, int step, int gr
     p.unit = unit_of(tile, (threadIdx.x & 31) >> 2);
     p.units[0] = p.unit < a.hidden;
     p.units[1] = p.unit + 1 < a.hidden;
-    p.slot = slot_of(p.t, a.groups, group, a.tiles, tile);
+    p.slot = slot_of(p.t, a.groups, group, a.tiles, tile, 0);
     return p;
 }
 
-// Values and slopes, in shared memory where they fit: most of these kernels' time would go into finding entries in L1.
-struct BothTables {
-    Tables values, slopes;
-
-    __device__ __forceinline__ BothTables(const ElementArgs& a) {
-        const float* from = a.tables;
-#if SHARED_TABLES
-        extern __shared__ float shared_tables[];
-        for (int i = threadIdx.x; i < 2 * a.table_entries; i += blockDim.x) shared_tables[i] = from[i];
-        __syncthreads();
-        from = shared_tables;
-#endif
-        values = {from, from + a.z_table, from + a.g_table};
-        from += a.table_entries;
-        slopes = {from, from + a.z_table, from + a.g_table};
-    }
-};
-
 // The two elements of row number `j`.
-__device__ __forceinline__ void load_factors(const ElementArgs& a, const BothTables& tables, const Place& p, int j, int row,
-                                             Factors (&f)[2]) {
+__device__ __forceinline__ void load_factors(const ElementArgs& a, const Place& p, int j, int row, Factors (&f)[2]) {
     const Chunk& c = a.chunk;
-    const word* codes = (const word*)(c.workspace + a.codes) + (p.slot * ELEMENTS + 2 * j) * CODE_WORDS;
-    const byte* bits = c.workspace + a.bits + 2 * p.slot * ELEMENTS + 2 * j;
+    const float* slope = a.tables + a.table_entries;
+    Tables values = {a.tables, a.tables + a.z_table, a.tables + a.g_table};
+    Tables slopes = {slope, slope + a.z_table, slope + a.g_table};
+    long long slot = p.slot + (j >> 1) * 32;
+    const word* codes = (const word*)(c.workspace + a.codes) + (slot * SLOT_ELEMENTS + (j & 1) * 2) * CODE_WORDS;
+    const byte* bits = c.workspace + a.bits + 2 * slot * SLOT_ELEMENTS + (j & 1) * 2;
     bool first = p.walk == 0, even = a.hidden % 2 == 0;
     int before = p.t + (c.reverse ? 1 : -1);
     const float* from = first ? c.h0 + (long long)row * a.hidden : c.out + before * c.out_time + row * c.out_batch;
@@ -100,7 +85,7 @@ __device__ __forceinline__ void load_factors(const ElementArgs& a, const BothTab
         if (isnan(v)) v = 0;
         if (first) v = quantized(v, a.n.h_steps, a.n.h_least, a.n.h_most) * a.n.h_step;
         real br_g = ((const real*)(c.workspace + a.constants))[(p.unit + u) * 8 + 7];
-        f[u] = factors_of(a, tables.values, tables.slopes, codes + u * CODE_WORDS, bits[u], bits[ELEMENTS + u], br_g, v);
+        f[u] = factors_of(a, values, slopes, codes + u * CODE_WORDS, bits[u], bits[SLOT_ELEMENTS + u], br_g, v);
     }
 }
 

@@ -13,17 +13,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     int step = call.reverse ? -1 : 1, t = call.reverse ? a.time - 1 : 0;
     constexpr int units = CLUSTER * UNITS;
 
-    long long slot = slot_of(t, a.groups, group, CLUSTER * CTA_TILES, rank * CTA_TILES + tile);
-    long long slots = (long long)step * a.groups * CLUSTER * CTA_TILES * 32;  // from a step to the next
-    word* codes_at = section<word>(call, a.codes) + slot * SLOT_WORDS + part * WORDS;
+    long long slot = slot_of(t, a.groups, group, CLUSTER * CTA_TILES, rank * CTA_TILES + tile, 0);
+    long long slots = (long long)step * a.groups * CLUSTER * CTA_TILES * 32 * SLOT_TILES;  // from a step to the next
+    word* codes_at = section<word>(call, a.codes) + slot * SLOT_ELEMENTS * CODE_WORDS;
     const byte* flags_at = section<byte>(call, a.flags) + ((long long)t * a.groups + group) * ROWS;
     int flags_step = step * a.groups * ROWS;
     for (int i = 0; i < STAGES - 1; ++i)
-        prefetch(s, i, codes_at + min(i, a.time - 1) * slots * SLOT_WORDS, flags_at + min(i, a.time - 1) * flags_step, i < a.time);
+        prefetch(s, i, part, codes_at + min(i, a.time - 1) * slots * SLOT_ELEMENTS * CODE_WORDS, flags_at + min(i, a.time - 1) * flags_step, i < a.time);
     int ahead = min(STAGES - 1, a.time - 1);
     flags_at += ahead * (long long)flags_step;
-    const word* next_codes = codes_at + ahead * slots * SLOT_WORDS;
-    byte* bits_at = section<byte>(call, a.bits) + (2 * slot + 1) * ELEMENTS + part * LANE_ELEMENTS;
+    const word* next_codes = codes_at + ahead * slots * SLOT_ELEMENTS * CODE_WORDS;
+    byte* bits_at = section<byte>(call, a.bits) + (2 * slot + 1) * SLOT_ELEMENTS;
 
     Weights R;
     R.load(s, section<signed char>(call, a.R_codes) + (long long)(first_unit + unit_of(tile, g)) * PADDED +
@@ -156,24 +156,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                 if (row_valid[j]) write_pair(out_at[j] + 16 * i, out, first_unit + unit);
             }
 #if TRAIN
-            store<WORDS>(codes_at + i * 32 * SLOT_WORDS, saved);
-            unsigned short* to = (unsigned short*)(bits_at + i * 64 * ELEMENTS);
-            if (LANE_ROWS % 2 == 0) {
 #pragma unroll
-                for (int j = 0; j < LANE_ROWS; j += 2) *(word*)(to + j) = bits[j] | bits[(j + 1) % LANE_ROWS] << 16;
-            } else {
-#pragma unroll
-                for (int j = 0; j < LANE_ROWS; ++j) to[j] = bits[j];
+            for (int j = 0; j < LANE_ROWS; ++j) {
+                store<2 * CODE_WORDS>(codes_at + (i * TILE_ELEMENTS + element_of(part, j)) * CODE_WORDS,
+                                      saved + 2 * j * CODE_WORDS);
+                *(unsigned short*)(bits_at + i * 2 * TILE_ELEMENTS + bits_of(part, j)) = bits[j];
             }
 #endif
         }
         share_state(s, buffer ^ 1, done, rank);
-        prefetch(s, stage == 0 ? STAGES - 1 : stage - 1, next_codes, flags_at, done + STAGES - 1 < a.time);
+        prefetch(s, stage == 0 ? STAGES - 1 : stage - 1, part, next_codes, flags_at, done + STAGES - 1 < a.time);
         stage = stage == STAGES - 1 ? 0 : stage + 1;
-        codes_at += slots * SLOT_WORDS;
-        bits_at += slots * 2 * ELEMENTS;
+        codes_at += slots * SLOT_ELEMENTS * CODE_WORDS;
+        bits_at += slots * 2 * SLOT_ELEMENTS;
         if (done + STAGES < a.time) {
-            next_codes += slots * SLOT_WORDS;
+            next_codes += slots * SLOT_ELEMENTS * CODE_WORDS;
             flags_at += flags_step;
         }
 #pragma unroll

@@ -11,7 +11,7 @@
 #define LANE_ROWS (ROWS / 4 / K_SPLIT)
 #define LANE_ELEMENTS (2 * LANE_ROWS)       // of a tile
 #define WORDS (LANE_ELEMENTS * CODE_WORDS)  // likewise
-#define SLOT_WORDS (ELEMENTS * CODE_WORDS)
+#define TILE_ELEMENTS (32 * SLOT_TILES * SLOT_ELEMENTS)  // stored
 
 struct ForwardArgs {
     Call call;
@@ -19,9 +19,9 @@ struct ForwardArgs {
     long long constants;  // (units, 8)
     long long R_offset;   // (3, units)
     long long diverged;   // (3, units): a NaN in the parameters
-    long long codes;      // (time, groups, tiles, 32, ELEMENTS * CODE_WORDS): Wx in; pre-activations, Rh_g out
+    long long codes;      // four an element: Wx in; pre-activations, Rh_g out
     long long flags;      // (time, groups, ROWS)
-    long long bits;       // (time, groups, tiles, 32, 2, ELEMENTS): this kernel writes the second half
+    long long bits;       // of every slot, twice its elements: this kernel writes the second half
     const float* tables;  // r, z, g
     int time, batch, groups;
     int z_table, g_table; // where these start
@@ -50,10 +50,23 @@ struct __align__(128) Shared {
 #endif
 };
 
-__device__ __forceinline__ void prefetch(Shared& s, int stage, const word* codes, const byte* flags, bool valid) {
+// Where the units of a lane's row number `j` of its part are, from the first of a tile.
+__device__ __forceinline__ int element_of(int part, int j) {
+    int row = part * LANE_ROWS + j;
+    return (row >> 1) * 32 * SLOT_ELEMENTS + (row & 1) * 2;
+}
+__device__ __forceinline__ int bits_of(int part, int j) {
+    int row = part * LANE_ROWS + j;
+    return (row >> 1) * 64 * SLOT_ELEMENTS + (row & 1) * 2;
+}
+
+__device__ __forceinline__ void prefetch(Shared& s, int stage, int part, const word* codes, const byte* flags, bool valid) {
 #pragma unroll
     for (int i = 0; i < TILES_A_WARP; ++i)
-        copy_all<WORDS * 4>(s.codes[stage][i][threadIdx.x], codes + i * 32 * SLOT_WORDS, valid);
+#pragma unroll
+        for (int j = 0; j < LANE_ROWS; ++j)
+            copy_async<8 * CODE_WORDS>(s.codes[stage][i][threadIdx.x] + 2 * j * CODE_WORDS,
+                                       codes + (i * TILE_ELEMENTS + element_of(part, j)) * CODE_WORDS, valid);
     copy_all<ROWS>(s.flags[stage][threadIdx.x], flags, valid);
     commit_copies();
 }

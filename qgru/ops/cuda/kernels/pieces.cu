@@ -60,7 +60,7 @@ __device__ __forceinline__ void write_pair(const ElementArgs& a, const Place& p,
     }
 }
 
-__device__ void write_gates(const ElementArgs& a, const BothTables& tables, int tile) {
+__device__ void write_gates(const ElementArgs& a, int tile) {
     int lane = threadIdx.x & 31, q = lane & 3, steps = a.chunk.end - a.chunk.start;
     const Chunk& c = a.chunk;
     bool even = a.hidden % 2 == 0;
@@ -75,7 +75,7 @@ __device__ void write_gates(const ElementArgs& a, const BothTables& tables, int 
             int in_group = row_of(q, j), row = group * ROWS + in_group;
             if (row >= a.batch) continue;
             Factors f[2];
-            load_factors(a, tables, p, j, row, f);
+            load_factors(a, p, j, row, f);
             long long at = (long long)step * a.batch + row;
             bool active = is_active(a, p, group, in_group);
             float2 d = load_pair(c.d + at * a.hidden + p.unit, active && p.units[0], active && p.units[1], even);
@@ -125,10 +125,6 @@ __device__ void write_input(const ElementArgs& a) {
 
 extern "C" __global__ void __launch_bounds__(256) pieces(const __grid_constant__ ElementArgs a) {
     int tile = blockIdx.y * 8 + threadIdx.x / 32;
-    if (blockIdx.y == gridDim.y - 1) {
-        write_input(a);
-    } else {
-        BothTables tables(a);
-        if (tile < a.tiles) write_gates(a, tables, tile);
-    }
+    if (blockIdx.y == gridDim.y - 1) write_input(a);
+    else if (tile < a.tiles) write_gates(a, tile);
 }

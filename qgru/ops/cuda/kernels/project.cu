@@ -1,6 +1,6 @@
 // Multiply the input's codes by W and quantize to matmul.Wx: every time step at once, before the time loop.
 //
-// The result is laid out as the loop's lanes read it: (time, row group, tile, lane, element), four codes an element
+// The result is laid out as the loop's lanes read it: see `slot_of`, with four codes an element
 // (r, z, g and one that the loop fills). A tile of 8 columns is ROWS rows of one time step, or, where a row group has 4
 // rows, those of two steps in turn.
 //
@@ -20,8 +20,8 @@ struct ProjectArgs {
     long long x_codes;   // sections: (limbs, time, groups * ROWS, padded)
     long long W_codes;   // (limbs, 3, units, padded)
     long long W_scale, W_offset;  // (3, units)
-    long long codes;     // (time, groups, tiles, 32, ELEMENTS * CODE_WORDS)
-    long long bits;      // (time, groups, tiles, 32, 2, ELEMENTS); this kernel writes the first half
+    long long codes;     // four codes an element: see `slot_of`
+    long long bits;      // of every slot, twice its elements; this kernel writes the first half
     int time, tiles, groups, blocks;  // blocks: of columns
     float Wx_lo, Wx_hi;
     int train, unused;   // write bits
@@ -178,18 +178,17 @@ __device__ __forceinline__ void write_results(const ProjectArgs& a, const Lane& 
                 }
                 pack_codes(codes + (2 * j + u) * CODE_WORDS, c[0], c[1], c[2], 0);
             }
-        long long slot = slot_of(p.t, a.groups, p.group, a.tiles, lane.tile);
+        long long slot = slot_of(p.t, a.groups, p.group, a.tiles, lane.tile, p.row / 8);
 #if ROWS == 4
-        long long next = slot_of(p.t + 1, a.groups, p.group, a.tiles, lane.tile);
+        long long next = slot_of(p.t + 1, a.groups, p.group, a.tiles, lane.tile, 0);
         bool has_next = p.t + 1 < a.time;
-        store<2 * CODE_WORDS>(all_codes + slot * ELEMENTS * CODE_WORDS, codes);
-        if (has_next) store<2 * CODE_WORDS>(all_codes + next * ELEMENTS * CODE_WORDS, codes + 2 * CODE_WORDS);
-        if (a.train) *(unsigned short*)(all_bits + 2 * slot * ELEMENTS) = bits[0];
-        if (a.train && has_next) *(unsigned short*)(all_bits + 2 * next * ELEMENTS) = bits[1];
+        store<2 * CODE_WORDS>(all_codes + slot * SLOT_ELEMENTS * CODE_WORDS, codes);
+        if (has_next) store<2 * CODE_WORDS>(all_codes + next * SLOT_ELEMENTS * CODE_WORDS, codes + 2 * CODE_WORDS);
+        if (a.train) *(unsigned short*)(all_bits + 2 * slot * SLOT_ELEMENTS) = bits[0];
+        if (a.train && has_next) *(unsigned short*)(all_bits + 2 * next * SLOT_ELEMENTS) = bits[1];
 #else
-        int element = p.row / 8 * 4;
-        store<4 * CODE_WORDS>(all_codes + (slot * ELEMENTS + element) * CODE_WORDS, codes);
-        if (a.train) *(word*)(all_bits + 2 * slot * ELEMENTS + element) = bits[0] | bits[1] << 16;
+        store<4 * CODE_WORDS>(all_codes + slot * SLOT_ELEMENTS * CODE_WORDS, codes);
+        if (a.train) *(word*)(all_bits + 2 * slot * SLOT_ELEMENTS) = bits[0] | bits[1] << 16;
 #endif
     }
 }
