@@ -75,7 +75,7 @@ class Histogram:
         bits = (values.detach().flatten().float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
         keys = ((bits >> _DROPPED_BITS) & (_KEYS - 1)).long()
         position = (bits & ((1 << _DROPPED_BITS) - 1)).double()
-        if len(keys) < _KEYS:  # sorting beats counting into empty bins
+        if len(keys) < _KEYS and not keys.is_cuda:  # sorting beats counting into empty bins, but not on a GPU
             bins, index = keys.unique(return_inverse=True)
         else:
             bins, index = torch.arange(_KEYS, device=keys.device), keys
