@@ -1,4 +1,4 @@
-"""Two bidirectional layers trained under every way to run a model on GPUs: the reference's integers for their weights."""
+"""Two bidirectional layers, trained in every way that a model runs on GPUs, give the reference's integers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def train_step(gru: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> T
     return output.detach()
 
 
-def check(gru: QuantGRU, before: QuantGRU, run: object) -> None:
+def check(gru: QuantGRU, before: QuantGRU, run: tuple[Tensor, Tensor, dict[str, Tensor]]) -> None:
     """The weights moved, and the last forward gave what the reference gives for the weights that it read."""
     x, output, weights = run
     reference = copy.deepcopy(before).cpu()

@@ -14,7 +14,8 @@ import torch
 
 from qgru import Grid, QuantGRU
 from qgru.ops import library
-from qgru.ops.cuda.geometry import Geometry, Loop, Processor, Walk, Widths, geometry
+from qgru.ops.cuda.geometry import Geometry, Processor, Widths, geometry
+from qgru.ops.cuda.layouts import Loop, Walk
 from qgru.ops.cuda.plan import ACTIVATIONS, DOUBLE, FLOAT, WEIGHTS, Plan, flatten, plan_of
 from qgru.ops.cuda.projection import projection
 from tests.random_gru import random_gru

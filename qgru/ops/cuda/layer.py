@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel, Macros, arch_of, compile_together
-from qgru.ops.cuda.geometry import Loop, Processor, Walk, Widths, geometry
+from qgru.ops.cuda.geometry import Processor, Widths, geometry
+from qgru.ops.cuda.layouts import Loop, Walk
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
 from qgru.ops.cuda.projection import WARPS, Projection, projection
 from qgru.schema import OPTIONAL
