@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?= +quant=int8_mixed
 WORKERS ?= 2
 
-.PHONY: help install train test lint format tables clean
+.PHONY: help install train test sanitize lint format tables clean
 .DEFAULT_GOAL := help
 
 help:  ## Show these lines
@@ -13,11 +13,12 @@ help:  ## Show these lines
 
 install: $(VENV)/installed  ## Make the environment in .venv
 
-# torch first and pinned: whatever depends on it then finds it there
-$(VENV)/installed: setup.py pyproject.toml constraints.txt
+# torch first and pinned: whatever depends on it then finds it there, and so does the build of the CPU kernels
+$(VENV)/installed: setup.py pyproject.toml constraints.txt $(wildcard qgru/ops/cpu/*.cpp qgru/ops/cpu/*.h)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,recipes,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" 'setuptools>=77'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \
+		-e '.[onnx,recipes,test]'
 	touch $@
 
 train: install  ## Train, calibrate, train quantized, export, compare (ARGS='recipe=mackey_glass +quant=int8')
@@ -25,6 +26,15 @@ train: install  ## Train, calibrate, train quantized, export, compare (ARGS='rec
 
 test: install lint  ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q --durations=10
+
+# Python itself is not instrumented, so the runtimes come first by hand
+SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+
+sanitize: install  ## Run the CPU kernels' tests under the address and undefined-behaviour sanitizers
+	QGRU_SANITIZE=1 $(BIN)/python setup.py -q build_ext --force --inplace
+	LD_PRELOAD='$(SANITIZERS)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q tests/ops/test_cpu.py; \
+		result=$$?; $(BIN)/python setup.py -q build_ext --force --inplace && exit $$result
 
 lint: install  ## Check style
 	$(BIN)/ruff check .
@@ -38,4 +48,4 @@ tables: install  ## Rebuild the READMEs' tables from benchmarks/results
 	$(BIN)/python -m benchmarks.tables
 
 clean:  ## Remove the environment and what runs wrote
-	rm -rf $(VENV) outputs multirun *.egg-info
+	rm -rf $(VENV) build outputs multirun *.egg-info qgru/ops/cpu/*.so

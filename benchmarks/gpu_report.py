@@ -20,11 +20,19 @@ def main() -> None:
 
 def gpu_results() -> list[Path]:
     """Return the result files, one for each GPU and torch version."""
-    return sorted(path for path in RESULTS.glob("*-torch*.csv"))
+    return sorted(path for path in RESULTS.glob("*-torch*.csv") if not path.name.startswith("cpu-"))
 
 
 def gpu_table(path: Path) -> str:
-    """Return the ratios to the fastest float GRU in Markdown, a line a shape, and their geometric means."""
+    """Return the table of a GPU's results."""
+    note = (
+        "Time of the fastest of cuDNN's and torch's float GRUs (fp32, tf32, bf16, fp16) over ours: above 1 is faster."
+    )
+    return speed_table(path, note)
+
+
+def speed_table(path: Path, note: str) -> str:
+    """Return the ratios to a float GRU in Markdown, a line a shape, and their geometric means."""
     rows = read_csv(path)
     cells = {(row["shape"], row["config"], row["mode"]): row for row in rows}
     columns = [(config, mode) for config in dict.fromkeys(row["config"] for row in rows) for mode in MODES]
@@ -39,9 +47,6 @@ def gpu_table(path: Path) -> str:
     means = [_geometric_mean([float(r["ratio"]) for r in rows if (r["config"], r["mode"]) == c]) for c in columns]
     lines.append("| geometric mean | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     differing = sum(int(row["differing_integers"]) for row in rows)
-    note = (
-        "Time of the fastest of cuDNN's and torch's float GRUs (fp32, tf32, bf16, fp16) over ours: above 1 is faster."
-    )
     return "\n".join([*lines, "", f"{note} Integers that differ from the reference: {differing}. {path.stem}.", ""])
 
 

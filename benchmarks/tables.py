@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_report import gpu_results, gpu_table
+from benchmarks.gpu_report import gpu_results, gpu_table, speed_table
 from qgru.report.table import mean_and_spread, read_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CPU_NOTE = "Time of torch's float32 GRU over ours, on the same threads: above 1 is faster."
 DEFAULT = "speaker_identification"
 STAGES = {"ptq": "{} before QAT", "qat": "{} after QAT", "onnx": "{} in ONNX Runtime"}
 
@@ -29,7 +30,9 @@ def tables() -> dict[Path, dict[str, str]]:
     recipes = {path.stem.removeprefix("recipe-"): table(path) for path in sorted(RESULTS.glob("recipe-*.csv"))}
     shown = {ROOT / "recipes" / name / "README.md": {"results": block} for name, block in recipes.items()}
     gpu = {"gpu": "\n".join(map(gpu_table, gpu_results()))} if gpu_results() else {}
-    return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": gpu, **shown}
+    cpu = "\n".join(speed_table(path, CPU_NOTE) for path in sorted(RESULTS.glob("cpu-*.csv")))
+    kernels = {**gpu, **({"cpu": cpu} if cpu else {})}
+    return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": kernels, **shown}
 
 
 def with_table(text: str, table: str, name: str = "results") -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from qgru import adjust, quant_params, state
+from qgru import adjust, integers, quant_params, state
 from qgru.calibrated import CalibratedGRU
 from qgru.grid import Grid
 from qgru.layout import standardize
@@ -91,6 +91,37 @@ class QuantGRU(CalibratedGRU):
             result = quantized_gru(x, h0, self._cells(), grids, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)
+
+    def forward_integers(
+        self, x_q: Tensor | PackedSequence, hx_q: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the quantized layer on integers, whatever ``use_quantization`` says; without dropout and gradients.
+
+        Args:
+            x_q: integers of any type on `input_grid`, laid out as `forward`'s input.
+            hx_q: (layers * directions, batch, hidden) integers, each on its own ``grids(layer, reverse)["output.h"]``;
+                None for a state of zeros, the real number.
+
+        Returns:
+            The output on `output_grid` and the last states on the grids of `hx_q`; int32, but int64 for unsigned 32 bits.
+
+        Raises:
+            TypeError: where a tensor does not hold integers.
+            ValueError: where an integer is off its grid, or a parameter is NaN.
+            RuntimeError: where the layer is not calibrated, or a shape or device does not fit.
+        """
+        return integers.forward_integers(self, x_q, hx_q)
+
+    @property
+    def input_grid(self) -> Grid:
+        """The first layer's ``input.x``, of `forward_integers`'s input."""
+        return self.grids()["input.x"]
+
+    @property
+    def output_grid(self) -> Grid | tuple[Grid, ...]:
+        """The last layer's ``output.h``, of `forward_integers`'s output; with two directions a tuple of both."""
+        directions = (False, True) if self.bidirectional else (False,)
+        return integers.output_grid([self.grids(self.num_layers - 1, reverse)["output.h"] for reverse in directions])
 
     @property
     def export_format(self) -> str:

@@ -41,13 +41,16 @@ class Layout:
         return h_n if self.is_batched else h_n.squeeze(1)
 
 
-def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Layout]:
+def standardize(
+    gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None, integers: bool = False
+) -> tuple[Tensor, Tensor | None, Layout]:
     """Check a call's arguments and lay them out time first, padded and batched.
 
     Args:
         gru: the layer that is called.
         input: what `nn.GRU.forward` takes: (time, batch, input), batch first, (time, input), or packed.
         hx: (layers * directions, batch, hidden), without the batch where the input has none, or None for zeros.
+        integers: both hold integers, of any types.
 
     Returns:
         x (time, batch, input), h0 (layers * directions, batch, hidden) or None, and the layout to return the result in.
@@ -69,10 +72,13 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
     if hx is not None and packed is not None:
         hx = gru.permute_hidden(hx, packed.sorted_indices)
     batch_sizes = None if packed is None else packed.batch_sizes
-    gru.check_input(flat, batch_sizes)
+    if not integers:
+        gru.check_input(flat, batch_sizes)
+    elif flat.shape[-1] != gru.input_size:
+        raise RuntimeError(f"GRU: Expected an input of size {gru.input_size}, got {flat.shape[-1]}")
     if hx is not None:
         gru.check_hidden_size(hx, gru.get_expected_hidden_size(flat, batch_sizes))
-    _check_state(gru, flat, hx)
+    _check_state(gru, flat, hx, integers)
     if packed is None:
         x = flat.transpose(0, 1) if gru.batch_first else flat
         if len(x) == 0:
@@ -85,11 +91,13 @@ def standardize(gru: nn.GRU, input: Tensor | PackedSequence, hx: Tensor | None) 
     return x, hx, Layout(gru.batch_first, True, packed, active)
 
 
-def _check_state(gru: nn.GRU, input: Tensor, hx: Tensor | None) -> None:
+def _check_state(gru: nn.GRU, input: Tensor, hx: Tensor | None, any_type: bool) -> None:
     """Check what torch's kernel would only find on its own."""
     expected = gru.weight_ih_l0.device
     for name, tensor in (("input", input), ("hx", hx)):
         if tensor is not None and tensor.device != expected:
             raise RuntimeError(f"GRU: Expected {name} on {expected}, where the parameters are, got {tensor.device}")
-    if hx is not None and hx.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+    if any_type or hx is None or torch.is_autocast_enabled(input.device.type):
+        return
+    if hx.dtype != input.dtype:
         raise ValueError(f"GRU: Expected hx of {input.dtype}, the input's type, got {hx.dtype}")

@@ -38,7 +38,7 @@ def quantized_gru(
 
     Returns:
         output (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden), float64, or float32
-        from the CUDA kernels, which are exact in it. A NaN in a row's input or state makes that row NaN from there on;
+        from the kernels where it is exact in it. A NaN in a row's input or state makes that row NaN from there on;
         a NaN parameter makes everything NaN.
     """
     directions = 2 if bidirectional else 1
@@ -77,7 +77,7 @@ def _on_kernels(
     active: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """Run the stack on the CUDA kernels: float32 holds their states exactly, and they see to NaN in what they read."""
+    """Run the stack on the kernels, whose type holds the states exactly; they see to NaN in what they read."""
     feed, finals, diverged = x, [], None
     if len(kernels) > 1:
         sizes = torch._foreach_norm([p.detach() for cell in parameters for p in cell], torch.inf)
@@ -85,7 +85,8 @@ def _on_kernels(
     for layer, of_layer in enumerate(kernels):
         first = layer * directions
         if first and dropout:  # float32 would round what dropout scales, and that could move a tie
-            feed = quantize_real(F.dropout(feed.double(), dropout), grids[first]["input.x"]).value.float()
+            inputs = quantize_real(F.dropout(feed.double(), dropout), grids[first]["input.x"])
+            feed = inputs.value.float() if inputs.bound <= 1 << 24 else inputs.value
         cells = [parameter for cell in parameters[first : first + directions] for parameter in cell]
         start = h0 if h0 is None or len(kernels) == 1 else h0[first : first + directions]
         feed, last = library.gru_layer(feed, start, cells, of_layer, active, diverged)

@@ -1,0 +1,1 @@
+"""The CPU kernels: the integer GRU in C++, exact and vectorised."""

@@ -1,0 +1,13 @@
+// The path of every machine: whatever vectors the compiler has without being asked.
+#include <type_traits>
+
+#include "layer.h"
+
+namespace qgru {
+namespace {
+#include "path.h"
+}  // namespace
+
+extern const Path plain;
+const Path plain{forward_fast, forward_exact, backward};
+}  // namespace qgru

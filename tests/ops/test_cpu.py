@@ -1,0 +1,257 @@
+"""The CPU kernels, every path: integers against the oracle and the reference, gradients against the reference."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from qgru import QuantGRU
+from qgru.ops import library
+from qgru.ops.cpu import backend
+from tests.random_gru import assert_equal, oracle_layers, random_gru
+
+needs_kernels = pytest.mark.skipif(not backend.is_available(), reason="no compiler built the CPU kernels")
+HERE = backend.PATHS[: torch.ops.qgru_cpu.paths()] if backend.is_available() else ()
+WAYS = [(path, exact) for path in backend.PATHS for exact in (False, True)]
+
+
+@pytest.fixture(params=WAYS, ids=[f"{path}-{'exact' if exact else 'fast'}" for path, exact in WAYS])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Force one path, and with "exact" int64 arithmetic where the fast kernels would serve too."""
+    path, exact = request.param
+    if path not in HERE:
+        pytest.skip(f"this machine has no {path}")
+    index = backend.PATHS.index(path)
+    with mock.patch.object(backend, "path", lambda: index):
+        if exact:
+            with mock.patch.object(backend, "_is_fast", lambda *_: False):
+                yield
+        else:
+            yield
+
+
+def calibrated(inputs: int, hidden: int, config: str, **options: object) -> QuantGRU:
+    torch.manual_seed(hidden)
+    gru = QuantGRU(inputs, hidden, **options)
+    gru.load_bitwidth_config(config)
+    gru.calibrating = True
+    with torch.no_grad():
+        gru(torch.randn(20, 4, inputs))
+    gru.calibrating = False
+    gru.finalize_calibration()
+    gru.use_quantization = True
+    return gru
+
+
+def on_kernels(gru: QuantGRU, x: Tensor) -> bool:
+    grids = [cell.resolved() for cell in gru.ensure_calibrated().cells]
+    return library.kernels_for(x, gru._cells(), grids, 1 + gru.bidirectional) is not None
+
+
+def is_fast(gru: QuantGRU, x: Tensor) -> bool:
+    grids = [cell.resolved() for cell in gru.ensure_calibrated().cells]
+    plans = [backend.plan_of(library.flatten(cell)) for cell in grids]
+    return backend._is_fast(plans[:1], x, gru._cells()[0])
+
+
+def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | None) -> tuple[Tensor, Tensor, dict]:
+    """Output, last state and gradients; x: (time, batch, input)."""
+    gru.zero_grad()
+    x = x.clone().requires_grad_()
+    h0 = None if h0 is None else h0.clone().requires_grad_()
+    output, h_n = gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), False, False), h0)
+    output = output.data if isinstance(output, PackedSequence) else output
+    total = 0
+    for tensor in (output, h_n):
+        total = total + (tensor.double() * torch.cos(1.7 * torch.arange(tensor.numel()).view(tensor.shape))).sum()
+    total.backward()
+    gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in gru.named_parameters()}}
+    if h0 is not None:
+        gradients["h0"] = h0.grad
+    return output.detach(), h_n.detach(), {name: g.clone() for name, g in gradients.items()}
+
+
+def compare(gru: QuantGRU, x: Tensor, h0: Tensor | None = None, lengths: list[int] | None = None) -> None:
+    """Training on the kernels equals the float64 reference, and so does inference."""
+    assert on_kernels(gru, x)
+    output, h_n, gradients = results(gru, x, h0, lengths)
+    with torch.no_grad():
+        inferred = gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), False, False), h0)
+    with mock.patch.object(library, "kernels_for", lambda *_: None):
+        want, want_h, want_gradients = results(gru, x, h0, lengths)
+    assert torch.equal(output, want) and torch.equal(h_n, want_h)
+    inferred_output = inferred[0].data if lengths is not None else inferred[0]
+    assert torch.equal(inferred_output, want) and torch.equal(inferred[1], want_h)
+    for name, gradient in gradients.items():
+        error = (gradient.double() - want_gradients[name].double()).norm()
+        assert error <= 1e-5 * want_gradients[name].double().norm(), name
+
+
+@needs_kernels
+@pytest.mark.parametrize(("widths", "dtype"), [(range(1, 9), torch.float32), (range(1, 17), torch.float64)])
+@pytest.mark.parametrize("seed", range(8))
+def test_random_grids_give_the_integers_of_the_oracle(
+    way: None, seed: int, widths: range, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    gru, grids = random_gru(seed, tmp_path / "q.json", widths, dtype)
+    gru.batch_first = True
+    rng = random.Random(seed)
+    lengths = None if seed % 2 else [rng.randint(1, 6) for _ in range(5)]
+    x = torch.randn(5, 6, gru.input_size, dtype=dtype)
+    h0 = torch.randn(gru.num_layers * (1 + gru.bidirectional), 5, gru.hidden_size, dtype=dtype) if seed % 3 else None
+    with torch.no_grad():
+        assert on_kernels(gru, x)
+        assert_equal(gru, oracle_layers(gru, grids), x, lengths, h0)
+
+
+@needs_kernels
+def test_wide_grids_give_the_integers_of_the_oracle(way: None, tmp_path: Path) -> None:
+    taken = 0
+    for seed in range(30):
+        gru, grids = random_gru(seed, tmp_path / "q.json", range(9, 33), num_layers=1)
+        gru.batch_first = True
+        for reverse in range(1 + gru.bidirectional):
+            for gate in "zrg":
+                bits = min(16, gru.get_quant_config(f"{gate}_pre", reverse=bool(reverse))["bitwidth"])
+                gru.adjust_quant_config(f"{gate}_pre", bits, reverse=bool(reverse))
+        x = torch.randn(3, 5, gru.input_size, dtype=torch.float64)
+        with torch.no_grad():
+            if not on_kernels(gru, x):
+                continue
+            taken += 1
+            output, h_n = gru(x)
+            with mock.patch.object(library, "kernels_for", lambda *_: None):
+                want, want_h = gru(x)
+        assert torch.equal(output, want) and torch.equal(h_n, want_h)
+    assert taken >= 15
+
+
+@needs_kernels
+def test_enough_random_grids_are_fast(tmp_path: Path) -> None:
+    fast = 0
+    for seed in range(8):
+        gru, _ = random_gru(seed, tmp_path / "q.json", range(1, 9), torch.float32)
+        fast += is_fast(gru, torch.randn(6, 5, gru.input_size))
+    assert fast >= 5
+
+
+@needs_kernels
+@pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
+@pytest.mark.parametrize(("inputs", "hidden", "batch"), [(1, 1, 1), (7, 37, 11), (33, 64, 3)])
+def test_presets(way: None, config: str, inputs: int, hidden: int, batch: int) -> None:
+    gru = calibrated(inputs, hidden, config)
+    compare(gru, torch.randn(batch, 9, inputs).transpose(0, 1), torch.randn(1, batch, hidden))
+
+
+@needs_kernels
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("lengths", [None, [4, 9, 1, 7, 9]])
+def test_layers_directions_and_padding(way: None, bidirectional: bool, lengths: list[int] | None) -> None:
+    gru = calibrated(5, 19, "int8", num_layers=2, bidirectional=bidirectional)
+    compare(gru, torch.randn(9, 5, 5), torch.randn(2 + 2 * bidirectional, 5, 19), lengths)
+    compare(gru, torch.randn(9, 5, 5), None, lengths)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_under_autocast(dtype: torch.dtype) -> None:
+    gru, x = calibrated(6, 20, "int8"), torch.randn(7, 4, 6)
+    with torch.autocast("cpu", dtype):
+        output = gru(x.to(dtype))[0]
+    assert torch.equal(output, gru(x.to(dtype).float())[0])
+
+
+@needs_kernels
+def test_nan_in_one_direction_and_gradients_of_the_others(way: None) -> None:
+    gru, x = calibrated(6, 20, "int8", bidirectional=True), torch.randn(7, 4, 6)
+    x[3, 1, 2] = torch.nan
+    output, h_n, gradients = results(gru, x, None, None)
+    assert torch.equal(output.isnan().all(-1).any(0), torch.tensor([False, True, False, False]))
+    with mock.patch.object(library, "kernels_for", lambda *_: None):
+        want, want_h, want_gradients = results(gru, x, None, None)
+    assert torch.equal(output.nan_to_num(9), want.nan_to_num(9)) and torch.equal(h_n.isnan(), want_h.isnan())
+    for name, gradient in want_gradients.items():
+        if bool(gradient.isfinite().all()):
+            assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@needs_kernels
+def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
+    gru, x = calibrated(6, 20, "int8"), torch.randn(7, 13, 6)
+    output, _, gradients = results(gru, x, None, None)
+    again = results(gru, x, None, None)[2]
+    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(results(gru, x, None, None)[0], output)
+    finally:
+        torch.set_num_threads(1)
+
+
+@needs_kernels
+def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(tmp_path: Path) -> None:
+    gru = calibrated(3, 4, "int16")
+    grids = gru.grids()
+    assert backend.takes(grids, 3, 4, False) and not backend.takes(grids, 3, 4, True)
+    gru.adjust_quant_config("z_pre", 17)
+    assert not backend.takes(gru.grids(), 3, 4, False)
+    assert not backend.takes(grids, 1 << 40, 4, False), "outside the exactness domain"
+
+
+@needs_kernels
+def test_dropout_between_layers_gives_the_integers_of_the_reference(way: None) -> None:
+    gru, x = calibrated(6, 20, "int8", num_layers=2, dropout=0.4).train(), torch.randn(7, 4, 6)
+    torch.manual_seed(3)
+    output = gru(x)[0]
+    torch.manual_seed(3)
+    with mock.patch.object(library, "kernels_for", lambda *_: None):
+        assert torch.equal(output, gru(x)[0])
+
+
+@needs_kernels
+def test_a_path_that_is_not_here_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QGRU_CPU_PATH", "mmx")
+    backend.path.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"QGRU_CPU_PATH is 'mmx'; expected one of plain"):
+            backend.path()
+    finally:
+        backend.path.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.parametrize("config", ["int8", "w8a16"])
+def test_opcheck(config: str) -> None:
+    gru, x = calibrated(5, 9, config), torch.randn(4, 3, 5)
+    kernels = library.kernels_for(x, gru._cells(), [gru.grids()], 1)
+    assert kernels is not None
+    parameters = [p.detach().clone().requires_grad_() for p in gru._cells()[0]]
+    arguments = (x, torch.randn(1, 3, 9), parameters, kernels[0].exponents, None, None, kernels[0].grids, 3)
+    torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments)
+
+
+@needs_kernels
+def test_compiled_model_gives_the_same_integers() -> None:
+    gru, x = calibrated(5, 9, "int8", bidirectional=True), torch.randn(4, 3, 5)
+    compiled = torch.compile(gru, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], gru(x)[0])
+
+
+def test_without_the_kernels_the_reference_serves_and_says_so_once() -> None:
+    gru, x = calibrated(5, 9, "int8"), torch.randn(4, 3, 5)
+    want = gru(x)[0]
+    with mock.patch.object(backend, "is_available", lambda: False), mock.patch.object(library, "_warned", set()):
+        with pytest.warns(UserWarning, match="slow reference: its kernels were not built"):
+            output = gru(x)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gru(x)
+    assert torch.equal(output, want)
