@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from qgru import quant_params
 from qgru.calibration.cell import activation_grids, weight_grids
 from qgru.calibration.methods import METHODS
-from qgru.calibration.observer import Observations, merge, observe
+from qgru.calibration.observer import merge, observe
 from qgru.domain import outside_domain
 from qgru.grid import Grid
 from qgru.layout import standardize
@@ -22,13 +22,8 @@ from qgru.state import CellState, QuantState, StatefulGRU
 
 
 class CalibratedGRU(StatefulGRU):
-    """Observe float forwards; make grids of what was seen.
+    """Observe float forwards; make grids of what was seen."""
 
-    Attributes:
-        observations: what was seen since the last reset, None where nothing was.
-    """
-
-    observations: Observations | None = None
     _calibration_method: str = "sqnr"
     _percentile_value: float = 99.99
 
@@ -37,7 +32,7 @@ class CalibratedGRU(StatefulGRU):
         if h0 is None:
             h0 = x.new_zeros(len(self.all_weights), x.shape[1], self.hidden_size)
         seen = observe(x, h0, self._cells(), self.bidirectional, layout.active)
-        self.observations = merge(self.observations, seen)
+        self._observed = merge(self._observed, seen)
         self._stale = True
 
     def _cells(self) -> list[Parameters]:
@@ -75,7 +70,7 @@ class CalibratedGRU(StatefulGRU):
 
     def has_observations(self) -> bool:
         """Return True where data was seen since the last reset."""
-        return self.observations is not None
+        return self._observed is not None
 
     def ensure_calibrated(self) -> QuantState:
         """Make the grids, where data was seen that they don't know of; return the calibrated state.

@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 _OWN_ATTRIBUTES = {
-    *("calibrating", "observations", "export_mode"),
+    *("calibrating", "_observed", "export_mode"),
     *("_calibration_method", "_percentile_value", "_export_format", "_stale", "_read", "_state"),
 }
 

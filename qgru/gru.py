@@ -103,7 +103,7 @@ class QuantGRU(CalibratedGRU):
                 None for a state of zeros, the real number.
 
         Returns:
-            The output on `output_grid` and the last states on the grids of `hx_q`; int32, but int64 for unsigned 32 bits.
+            The output on `output_grid`, the last states on the grids of `hx_q`; int32, or int64 for unsigned 32 bits.
 
         Raises:
             TypeError: where a tensor does not hold integers.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qgru.calibration.observer import Observations, Pending, settled
 from qgru.grid import Grid
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
 
@@ -73,10 +74,20 @@ class QuantState:
 class StatefulGRU(nn.GRU):
     """An `nn.GRU` with the three buffers; it knows how to read, write, load and pickle them."""
 
-    observations: Any = None
+    _observed: Pending | None = None
     _stale: bool = False  # observations arrived after the grids were made
     _read: tuple[tuple[Tensor, int], ...] | None = None
     _state: QuantState
+
+    @property
+    def observations(self) -> Observations | None:
+        """What was seen since the last reset, for every layer and direction by operator; None where nothing was."""
+        self._observed = settled(self._observed)
+        return self._observed
+
+    @observations.setter
+    def observations(self, value: Observations | None) -> None:
+        self._observed = value
 
     @property
     def use_quantization(self) -> bool:

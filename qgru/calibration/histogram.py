@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 _KEPT_BITS, _DROPPED_BITS = 10, 13
-_KEYS = 1 << (1 + 8 + _KEPT_BITS)
-_SIGN = _KEYS >> 1
+KEYS = 1 << (1 + 8 + _KEPT_BITS)
+"""How many bins there can be."""
+
+_SIGN = KEYS >> 1
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -40,6 +42,12 @@ class Bins:
         """Return the bins of the absolute values."""
         order = self.mean.abs().argsort()
         return Bins(self.mean.abs()[order], self.half_width[order], self.count[order])
+
+
+def check_bounds(low: float, high: float) -> None:
+    """Raise ValueError where the smallest or the largest of some values is NaN or not a float32 number."""
+    if not -_LARGEST <= low <= high <= _LARGEST:
+        raise ValueError(f"the values range from {low} to {high}; expected finite float32 numbers")
 
 
 @dataclass(frozen=True)
@@ -70,15 +78,14 @@ class Histogram:
             ValueError: where one is NaN or infinite.
         """
         low, high = (bound.item() for bound in values.detach().aminmax())
-        if not -_LARGEST <= low <= high <= _LARGEST:
-            raise ValueError(f"the values range from {low} to {high}; expected finite float32 numbers")
+        check_bounds(low, high)
         bits = (values.detach().flatten().float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-        keys = ((bits >> _DROPPED_BITS) & (_KEYS - 1)).long()
+        keys = ((bits >> _DROPPED_BITS) & (KEYS - 1)).long()
         position = (bits & ((1 << _DROPPED_BITS) - 1)).double()
-        if len(keys) < _KEYS and not keys.is_cuda:  # sorting beats counting into empty bins, but not on a GPU
+        if len(keys) < KEYS and not keys.is_cuda:  # sorting beats counting into empty bins, but not on a GPU
             bins, index = keys.unique(return_inverse=True)
         else:
-            bins, index = torch.arange(_KEYS, device=keys.device), keys
+            bins, index = torch.arange(KEYS, device=keys.device), keys
         counts = torch.bincount(index, minlength=len(bins))
         seen = counts.nonzero().squeeze(1)
         weights = (position, position * position)

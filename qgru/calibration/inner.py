@@ -29,38 +29,42 @@ def inner_values(
         among them. ``input.x`` comes with a layer's first direction only, for both share its grid.
     """
     directions = 2 if bidirectional else 1
-    valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if active is None else active
-    feed = x[valid]
+    feed = x.flatten(0, 1) if active is None else x[active]
     for first in range(0, len(parameters), directions):
         cells = parameters[first : first + directions]
         start = h0[first : first + directions]
-        states = _float_layer(feed, valid.sum(1), start, cells)
+        states = _float_layer(feed, x.shape[:2], active, start, cells)
         for direction, (cell, own) in enumerate(zip(cells, states.chunk(directions, -1), strict=True)):
-            previous = _previous_states(own, start[direction], valid, reverse=direction == 1)
+            previous = _previous_states(own, start[direction], x.shape[:2], active, reverse=direction == 1)
             shared = {"input.x": [feed]} if direction == 0 else {}
             own_states = {"output.h": [start[direction], own]}
             yield shared | own_states | {op: [value] for op, value in _operators(feed, previous, cell).items()}
         feed = states
 
 
-def _float_layer(rows: Tensor, batch_sizes: Tensor, h0: Tensor, cells: list[Parameters]) -> Tensor:
-    """Run one layer on packed rows (valid, features) with torch's own kernel; returns its packed output."""
-    flat = [parameter for cell in cells for parameter in cell]
+def _float_layer(rows: Tensor, shape: torch.Size, active: Tensor | None, h0: Tensor, cells: list[Parameters]) -> Tensor:
+    """Run one layer on the valid rows (valid, features) with torch's own kernel; returns its output likewise."""
+    options = ([parameter for cell in cells for parameter in cell], True, 1, 0.0, False, len(cells) == 2)
     with warnings.catch_warnings():  # cuDNN's, that one layer's weights are not its whole flat buffer
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
-        return torch._VF.gru(rows, batch_sizes.cpu(), h0, flat, True, 1, 0.0, False, len(cells) == 2)[0]
+        if active is None:
+            return torch._VF.gru(rows.view(*shape, -1), h0, *options, False)[0].flatten(0, 1)
+        return torch._VF.gru(rows, active.sum(1).cpu(), h0, *options)[0]
 
 
-def _previous_states(states: Tensor, h0: Tensor, valid: Tensor, reverse: bool) -> Tensor:
-    """Return, for every packed row, the state that its step started from."""
-    padded = states.new_zeros(*valid.shape, states.shape[-1])
-    padded[valid] = states
+def _previous_states(states: Tensor, h0: Tensor, shape: torch.Size, active: Tensor | None, reverse: bool) -> Tensor:
+    """Return, for every valid row, the state that its step started from."""
     start = h0.unsqueeze(0)
+    if active is None:
+        steps = states.reshape(*shape, -1)
+        return torch.cat([steps[1:], start] if reverse else [start, steps[:-1]]).flatten(0, 1)
+    padded = states.new_zeros(*shape, states.shape[-1])
+    padded[active] = states
     if not reverse:
-        return torch.cat([start, padded[:-1]])[valid]
-    followed = torch.cat([valid[1:], torch.zeros_like(valid[:1])])
+        return torch.cat([start, padded[:-1]])[active]
+    followed = torch.cat([active[1:], torch.zeros_like(active[:1])])
     following = torch.cat([padded[1:], start])
-    return torch.where(followed.unsqueeze(-1), following, start)[valid]
+    return torch.where(followed.unsqueeze(-1), following, start)[active]
 
 
 def _operators(x: Tensor, h: Tensor, parameters: Parameters) -> dict[str, Tensor]:

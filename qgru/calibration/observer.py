@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qgru.calibration.cell import naming
+from qgru.calibration.device import DeviceHistogram, count, counts
 from qgru.calibration.histogram import Histogram
 from qgru.calibration.inner import inner_values
 from qgru.ops.stack import Parameters
@@ -16,11 +17,14 @@ from qgru.ops.stack import Parameters
 Observations = list[dict[str, Histogram]]
 """For every layer and direction, canonical operator name to histogram. Never changed in place."""
 
+Pending = list[dict[str, Histogram | DeviceHistogram]]
+"""The same, while some of it may still be on a GPU."""
+
 
 @torch.no_grad()
 def observe(
     x: Tensor, h0: Tensor, parameters: Sequence[Parameters], bidirectional: bool, active: Tensor | None
-) -> Observations:
+) -> Pending:
     """Count every inner value of one float forward; the arguments are `inner_values`'s.
 
     It runs in float32 (float64 for a float64 module), outside autocast, and without dropout.
@@ -38,7 +42,13 @@ def observe(
                 raise ValueError(f"calibration: operator {name!r}: the parameter holds NaN or infinity")
     with torch.autocast(x.device.type, enabled=False):
         layers = inner_values(x.detach().to(dtype), h0.detach().to(dtype), cast, bidirectional, active)
-        return [{name: _count(name, tensors) for name, tensors in values.items()} for values in layers]
+        return [_count_all(values) for values in layers]
+
+
+def _count_all(values: dict[str, list[Tensor]]) -> dict[str, Histogram | DeviceHistogram]:
+    if all(counts(tensor) for tensors in values.values() for tensor in tensors):
+        return dict(count(values))
+    return {name: _count(name, tensors) for name, tensors in values.items()}
 
 
 def _count(name: str, tensors: list[Tensor]) -> Histogram:
@@ -49,11 +59,28 @@ def _count(name: str, tensors: list[Tensor]) -> Histogram:
     return histogram
 
 
-def merge(a: Observations | None, b: Observations | None) -> Observations | None:
+def merge(a: Pending | None, b: Pending | None) -> Pending | None:
     """Return what was seen in both; the order does not matter."""
     if not a or not b:
         return a or b
-    return [{name: one[name] + other[name] for name in one} for one, other in zip(a, b, strict=True)]
+    return [{name: _sum(one[name], other[name]) for name in one} for one, other in zip(a, b, strict=True)]
+
+
+def _sum(a: Histogram | DeviceHistogram, b: Histogram | DeviceHistogram) -> Histogram | DeviceHistogram:
+    if isinstance(a, DeviceHistogram) and isinstance(b, DeviceHistogram) and a.table.device == b.table.device:
+        return a + b
+    return _settled(a) + _settled(b)
+
+
+def _settled(histogram: Histogram | DeviceHistogram) -> Histogram:
+    return histogram.settled() if isinstance(histogram, DeviceHistogram) else histogram
+
+
+def settled(pending: Pending | None) -> Observations | None:
+    """Return what was seen, all of it on the CPU."""
+    if pending is None:
+        return None
+    return [{name: _settled(histogram) for name, histogram in cell.items()} for cell in pending]
 
 
 def merge_ranks(module: nn.Module) -> None:

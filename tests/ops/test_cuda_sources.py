@@ -50,6 +50,7 @@ CASES = {
     "pieces": ("pieces", {**LIMBS, "CODE_BYTES": 1, "ROWS": 8}),
     "pieces, two terms": ("pieces", {**STREAMED, "ROWS": 4}),
     "parameters": ("parameters", {}),
+    "count": ("count", {}),
     "input weights": ("input_weights", {"X_BYTES": 4, "X_BFLOAT": 0, "W_LIMBS": 2}),
     "input gradient": ("input_gradient", {"X_BYTES": 2, "X_BFLOAT": 1, "W_LIMBS": 1}),
 }
@@ -64,6 +65,7 @@ STRUCTS = {
     "pieces": ("ElementArgs", ELEMENTS),
     "walk": ("WalkArgs", CHUNK.size + struct.calcsize("@qi4fi")),
     "parameters": ("ParameterArgs", struct.calcsize("@12P7i10fi")),
+    "count": ("CountArgs", struct.calcsize("@PqPP")),
     "input_weights": ("InputArgs", struct.calcsize("@6P2q2iq6i3fi")),
     "input_gradient": ("InputArgs", struct.calcsize("@6P2q2iq6i3fi")),
 }

@@ -22,6 +22,7 @@ FILES = {
     "walk": ("common.cuh", "chunk.cuh", "walk.cuh", "reverse.cuh", "walk.cu"),
     "pieces": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "pieces.cu"),
     "parameters": ("common.cuh", "parameters.cu"),
+    "count": ("count.cu",),
     "input_weights": ("common.cuh", "stored.cuh", "input.cu"),
     "input_gradient": ("common.cuh", "stored.cuh", "input.cu"),
 }
