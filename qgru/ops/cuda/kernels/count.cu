@@ -23,7 +23,8 @@ extern "C" __global__ void __launch_bounds__(256) count(const __grid_constant__ 
         if (here) low = min(low, ordered(bits)), high = max(high, ordered(bits));
         // Many equal values would wait for one another: a warp adds up what it has of its first lane's.
         count_type position = bits & (1 << DROPPED_BITS) - 1;
-        unsigned same = __ballot_sync(~0u, here && bits == __shfl_sync(~0u, bits, 0));
+        int first = __shfl_sync(~0u, bits, 0);
+        unsigned same = __ballot_sync(~0u, here && bits == first);
         bool grouped = same >> lane & 1;
         if (!here || (grouped && lane)) continue;
         count_type times = grouped ? __popc(same) : 1;
