@@ -244,6 +244,16 @@ def test_compiled_model_gives_the_same_integers_and_gradients() -> None:
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("config", ["int8", "int16"])
+def test_integers_in_and_out_are_the_cpus(config: str) -> None:
+    gru = calibrated(40, 8, config, num_layers=2, bidirectional=True)
+    grid = gru.input_grid
+    x_q = torch.randint(grid.qmin, grid.qmax + 1, (9, 6, 8), dtype=torch.int32)
+    want = gru.forward_integers(x_q)
+    for got, expected in zip(gru.cuda().forward_integers(x_q.cuda()), want, strict=True):
+        assert torch.equal(got.cpu(), expected)
+
+
 def test_opcheck() -> None:
     gru = calibrated(24, 8, "int8").cuda()
     x, h0 = torch.randn(5, 3, 8, device="cuda"), torch.randn(1, 3, 24, device="cuda")
