@@ -13,13 +13,13 @@ import argparse
 import csv
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.steps import Step, step_of
 from qgru import QuantGRU
 from qgru.ops import library
 from qgru.ops.cpu import backend
@@ -29,7 +29,6 @@ CONFIGS = "int8 int8_mixed"
 MODES = ("inference", "training")
 RESULTS = Path(__file__).parent / "results"
 REFERENCE_STEPS = 10
-Step = Callable[[], object]
 
 
 def milliseconds(step: Step) -> float:
@@ -37,21 +36,6 @@ def milliseconds(step: Step) -> float:
     start = time.perf_counter()
     step()
     return (time.perf_counter() - start) * 1e3
-
-
-def step_of(gru: nn.GRU, x: Tensor, mode: str) -> Step:
-    """Return a forward without gradient, or a forward and backward for the parameters' gradients."""
-    gradient = torch.randn(*x.shape[:2], gru.hidden_size)
-
-    def inference() -> None:
-        with torch.no_grad():
-            gru(x)
-
-    def training() -> None:
-        gru.zero_grad()
-        gru(x)[0].backward(gradient)
-
-    return inference if mode == "inference" else training
 
 
 def quantized(shape: tuple[int, int, int, int], config: str) -> tuple[QuantGRU, Tensor]:

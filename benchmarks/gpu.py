@@ -18,7 +18,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_timing import Step, first_calls_s, graph_ms, host_us, median_ms, peak_mib
+from benchmarks.gpu_timing import first_calls_s, graph_ms, host_us, median_ms, peak_mib
+from benchmarks.steps import step_of
 from qgru import QuantGRU
 from qgru.ops import library
 
@@ -27,21 +28,6 @@ CONFIGS = "int8 int8_mixed w8a16 int16"
 FLOATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("inference", "training")
 RESULTS = Path(__file__).parent / "results"
-
-
-def step_of(gru: nn.GRU, x: Tensor, mode: str) -> Step:
-    """Return a forward without gradient, or a forward and backward for the parameters' gradients."""
-    gradient = torch.randn(*x.shape[:2], gru.hidden_size, device=x.device, dtype=x.dtype)
-
-    def inference() -> None:
-        with torch.no_grad():
-            gru(x)
-
-    def training() -> None:
-        gru.zero_grad()
-        gru(x)[0].backward(gradient)
-
-    return inference if mode == "inference" else training
 
 
 def quantized(shape: tuple[int, int, int, int], config: str) -> tuple[QuantGRU, Tensor]:

@@ -6,16 +6,14 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from unittest import mock
 
 import torch
 
+from benchmarks.steps import Step
 from qgru.ops import library
 from qgru.ops.cuda import compile as nvrtc
 from qgru.ops.cuda import geometry, layer, plan, run
-
-Step = Callable[[], object]
 
 
 def median_ms(step: Step, repeats: int = 20) -> float:

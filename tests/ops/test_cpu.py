@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from qgru import QuantGRU
 from qgru.ops import library
 from qgru.ops.cpu import backend
+from tests.calibrated import calibrated
 from tests.random_gru import assert_equal, oracle_layers, random_gru
 
 needs_kernels = pytest.mark.skipif(not backend.is_available(), reason="no compiler built the CPU kernels")
@@ -36,19 +37,6 @@ def way(request: pytest.FixtureRequest) -> Iterator[None]:
                 yield
         else:
             yield
-
-
-def calibrated(inputs: int, hidden: int, config: str, **options: object) -> QuantGRU:
-    torch.manual_seed(hidden)
-    gru = QuantGRU(inputs, hidden, **options)
-    gru.load_bitwidth_config(config)
-    gru.calibrating = True
-    with torch.no_grad():
-        gru(torch.randn(20, 4, inputs))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    gru.use_quantization = True
-    return gru
 
 
 def on_kernels(gru: QuantGRU, x: Tensor) -> bool:
@@ -147,7 +135,7 @@ def test_enough_random_grids_are_fast(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
 @pytest.mark.parametrize(("inputs", "hidden", "batch"), [(1, 1, 1), (7, 37, 11), (33, 64, 3)])
 def test_presets(way: None, config: str, inputs: int, hidden: int, batch: int) -> None:
-    gru = calibrated(inputs, hidden, config)
+    gru = calibrated(hidden, inputs, config)
     compare(gru, torch.randn(batch, 9, inputs).transpose(0, 1), torch.randn(1, batch, hidden))
 
 
@@ -155,7 +143,7 @@ def test_presets(way: None, config: str, inputs: int, hidden: int, batch: int) -
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [None, [4, 9, 1, 7, 9]])
 def test_layers_directions_and_padding(way: None, bidirectional: bool, lengths: list[int] | None) -> None:
-    gru = calibrated(5, 19, "int8", num_layers=2, bidirectional=bidirectional)
+    gru = calibrated(19, 5, "int8", num_layers=2, bidirectional=bidirectional)
     compare(gru, torch.randn(9, 5, 5), torch.randn(2 + 2 * bidirectional, 5, 19), lengths)
     compare(gru, torch.randn(9, 5, 5), None, lengths)
 
@@ -163,7 +151,7 @@ def test_layers_directions_and_padding(way: None, bidirectional: bool, lengths: 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_inputs_under_autocast(dtype: torch.dtype) -> None:
-    gru, x = calibrated(6, 20, "int8"), torch.randn(7, 4, 6)
+    gru, x = calibrated(20, 6, "int8"), torch.randn(7, 4, 6)
     with torch.autocast("cpu", dtype):
         output = gru(x.to(dtype))[0]
     assert torch.equal(output, gru(x.to(dtype).float())[0])
@@ -171,7 +159,7 @@ def test_half_inputs_under_autocast(dtype: torch.dtype) -> None:
 
 @needs_kernels
 def test_nan_in_one_direction_and_gradients_of_the_others(way: None) -> None:
-    gru, x = calibrated(6, 20, "int8", bidirectional=True), torch.randn(7, 4, 6)
+    gru, x = calibrated(20, 6, "int8", bidirectional=True), torch.randn(7, 4, 6)
     x[3, 1, 2] = torch.nan
     output, h_n, gradients = results(gru, x, None, None)
     assert torch.equal(output.isnan().all(-1).any(0), torch.tensor([False, True, False, False]))
@@ -185,7 +173,7 @@ def test_nan_in_one_direction_and_gradients_of_the_others(way: None) -> None:
 
 @needs_kernels
 def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
-    gru, x = calibrated(6, 20, "int8"), torch.randn(7, 13, 6)
+    gru, x = calibrated(20, 6, "int8"), torch.randn(7, 13, 6)
     output, _, gradients = results(gru, x, None, None)
     again = results(gru, x, None, None)[2]
     assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
@@ -198,7 +186,7 @@ def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
 
 @needs_kernels
 def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(tmp_path: Path) -> None:
-    gru = calibrated(3, 4, "int16")
+    gru = calibrated(4, 3, "int16")
     grids = gru.grids()
     assert backend.takes(grids, 3, 4, False) and not backend.takes(grids, 3, 4, True)
     gru.adjust_quant_config("z_pre", 17)
@@ -208,7 +196,7 @@ def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(tmp_
 
 @needs_kernels
 def test_dropout_between_layers_gives_the_integers_of_the_reference(way: None) -> None:
-    gru, x = calibrated(6, 20, "int8", num_layers=2, dropout=0.4).train(), torch.randn(7, 4, 6)
+    gru, x = calibrated(20, 6, "int8", num_layers=2, dropout=0.4).train(), torch.randn(7, 4, 6)
     torch.manual_seed(3)
     output = gru(x)[0]
     torch.manual_seed(3)
@@ -230,7 +218,7 @@ def test_a_path_that_is_not_here_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 @needs_kernels
 @pytest.mark.parametrize("config", ["int8", "w8a16"])
 def test_opcheck(config: str) -> None:
-    gru, x = calibrated(5, 9, config), torch.randn(4, 3, 5)
+    gru, x = calibrated(9, 5, config), torch.randn(4, 3, 5)
     kernels = library.kernels_for(x, gru._cells(), [gru.grids()], 1)
     assert kernels is not None
     parameters = [p.detach().clone().requires_grad_() for p in gru._cells()[0]]
@@ -240,13 +228,13 @@ def test_opcheck(config: str) -> None:
 
 @needs_kernels
 def test_compiled_model_gives_the_same_integers() -> None:
-    gru, x = calibrated(5, 9, "int8", bidirectional=True), torch.randn(4, 3, 5)
+    gru, x = calibrated(9, 5, "int8", bidirectional=True), torch.randn(4, 3, 5)
     compiled = torch.compile(gru, backend="aot_eager")
     assert torch.equal(compiled(x)[0], gru(x)[0])
 
 
 def test_without_the_kernels_the_reference_serves_and_says_so_once() -> None:
-    gru, x = calibrated(5, 9, "int8"), torch.randn(4, 3, 5)
+    gru, x = calibrated(9, 5, "int8"), torch.randn(4, 3, 5)
     want = gru(x)[0]
     with mock.patch.object(backend, "is_available", lambda: False), mock.patch.object(library, "_warned", set()):
         with pytest.warns(UserWarning, match="slow reference: its kernels were not built"):

@@ -16,26 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from qgru import QuantGRU
 from qgru.ops import library
 from qgru.ops.cuda import compile as nvrtc
+from tests.calibrated import calibrated
 from tests.random_gru import random_gru
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
     pytest.mark.skipif(not nvrtc.is_available(), reason="cuda-core is not installed"),
 ]
-
-
-def calibrated(hidden: int, inputs: int, config: str | dict, **options: object) -> QuantGRU:
-    torch.manual_seed(hidden)
-    gru = QuantGRU(inputs, hidden, **options)
-    gru.load_bitwidth_config(config)
-    gru.calibration_method = "minmax"
-    gru.calibrating = True
-    with torch.no_grad():
-        gru(torch.randn(20, 4, inputs))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    gru.use_quantization = True
-    return gru
 
 
 def loss(output: Tensor, h_n: Tensor) -> Tensor:

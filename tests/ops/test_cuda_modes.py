@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qgru import QuantGRU
 from qgru.ops.cuda import compile as nvrtc
-from tests.ops.test_cuda import calibrated
+from tests.calibrated import calibrated
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent / "kernels"
 FILES = {
@@ -111,6 +112,33 @@ def arch_of(capability: tuple[int, int]) -> str:
     return "sm_{}{}".format(*capability)
 
 
+class _Place(threading.local):
+    """What a launch fills in: of every thread its own, for the driver reads it without Python's lock."""
+
+    def __init__(self, driver: Any, threads: int, shared_bytes: int, cluster: int) -> None:
+        self.config = driver.CUlaunchConfig()
+        self.config.blockDimX, self.config.blockDimY, self.config.blockDimZ = threads, 1, 1
+        self.config.gridDimZ = 1
+        self.config.sharedMemBytes = shared_bytes
+        self.config.numAttrs = 0
+        if cluster > 1:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            size = attribute.value.clusterDim
+            size.x, size.y, size.z = cluster, 1, 1
+            self.config.attrs, self.config.numAttrs = [attribute], 1
+        self.grid: tuple[int, int] | None = None
+        self.stream: int | None = None
+        self.pointers = 0
+
+    def make_room(self, size: int) -> None:
+        """Make the buffer that a kernel's arguments are copied to, and the array that points at it."""
+        self._kept = ctypes.create_string_buffer(size + 8)  # the struct may end in padding
+        self.buffer = ctypes.addressof(self._kept)
+        self._array = (ctypes.c_void_p * 1)(self.buffer)
+        self.pointers = ctypes.addressof(self._array)
+
+
 class Kernel:
     """A kernel on one device, ready to launch.
 
@@ -145,31 +173,27 @@ class Kernel:
         if cluster > 8:
             self._set(kernel, attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, device)
         self._function = driver.CUfunction(int(kernel))
-        self._config = driver.CUlaunchConfig()
-        self._config.blockDimX, self._config.blockDimY, self._config.blockDimZ = threads, 1, 1
-        self._config.gridDimZ = 1
-        self._config.sharedMemBytes = shared_bytes
-        self._config.numAttrs = 0
-        if cluster > 1:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster, 1, 1
-            self._config.attrs, self._config.numAttrs = [attribute], 1
+        self._place = _Place(driver, threads, shared_bytes, cluster)
         self._check(driver.cuKernelGetFunction(kernel)[0])  # loads it: the first launch does nothing but launch
 
     def __call__(self, stream: int, grid: tuple[int, int], arguments: bytes) -> None:
         """Launch on a stream; `arguments` is the kernel's one struct."""
-        config = self._config
-        config.gridDimX, config.gridDimY = grid
-        config.hStream = stream
-        buffer = ctypes.create_string_buffer(arguments, len(arguments) + 8)  # the struct may end in padding
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
-        self._check(self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)[0])
+        place = self._place
+        config = place.config
+        if place.grid != grid:
+            config.gridDimX, config.gridDimY = place.grid = grid
+        if place.stream != stream:
+            config.hStream = place.stream = stream
+        if not place.pointers:
+            place.make_room(len(arguments))
+        ctypes.memmove(place.buffer, arguments, len(arguments))
+        self._check(self._driver.cuLaunchKernelEx(config, self._function, place.pointers, 0)[0])
 
     def clusters_at_once(self) -> int:
         """Return how many clusters the device runs at once."""
-        self._config.gridDimX, self._config.gridDimY = self._cluster, 1
-        status, count = self._driver.cuOccupancyMaxActiveClusters(self._function, self._config)
+        config = self._place.config
+        config.gridDimX, config.gridDimY = self._cluster, 1
+        status, count = self._driver.cuOccupancyMaxActiveClusters(self._function, config)
         self._check(status)
         return int(count)
 

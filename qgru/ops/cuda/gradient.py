@@ -89,7 +89,7 @@ class Gradient:
         buffer = torch.empty(dh + floats + rows * hidden, dtype=torch.float32, device=device)
         d_start = buffer.data_ptr()
         d_bias, d = d_start + 4 * dh, d_start + 4 * (dh + floats)
-        dWx, dRh = torch.empty((2, rows, width), dtype=torch.bfloat16, device=device)
+        dWx, dRh = torch.empty((2, rows, width), dtype=torch.bfloat16, device=device).unbind()
         x = torch.empty((rows, self.x_terms * self.x_width), dtype=torch.bfloat16, device=device)
         h = torch.empty((rows, self.h_terms * 2 * self.pairs), dtype=torch.bfloat16, device=device)
         dx = torch.empty((time, batch, shape.input), dtype=torch.float32, device=device) if needs_x else None
