@@ -61,6 +61,22 @@ class Grid:
         """The largest integer."""
         return self.config.qmax
 
+    @cached_property
+    def mantissas(self) -> tuple[int, int]:
+        """The smallest and largest ``q - zero_point``."""
+        return self.qmin - self.zero_point, self.qmax - self.zero_point
+
+    @cached_property
+    def mantissa_bound(self) -> int:
+        """The largest magnitude of ``q - zero_point``."""
+        return max(map(abs, self.mantissas))
+
+    @cached_property
+    def real_range(self) -> tuple[float, float]:
+        """The smallest and largest real number of a grid with one exponent, exact in float64."""
+        low, high = self.mantissas
+        return low * 2.0**-self.exp2_inv, high * 2.0**-self.exp2_inv
+
     @property
     def exponents(self) -> tuple[int, ...]:
         """The exponents as a tuple, also where there is one for the whole tensor."""

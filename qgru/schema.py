@@ -64,6 +64,14 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
     }
 )
 
+WEIGHTS = tuple(name for name, operator in OPERATORS.items() if operator.is_weight)
+"""The four parameters, in the order of `nn.GRU`'s: W, R, bw, br."""
+
+BIASES = WEIGHTS[2:]
+
+ACTIVATIONS = tuple(name for name in OPERATORS if name not in WEIGHTS)
+"""All other operators, the optional one last."""
+
 _ALIASES = {"input.h": "output.h"}
 _SHORT_NAMES = {operator.short: name for name, operator in OPERATORS.items()}
 _FLAT_NAMES = {

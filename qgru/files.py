@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all, JSON that is read with care, and names that stay in their folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+_ECHOED = 80
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; what stands there takes `path`'s place once the block ends well.
+
+    Raises:
+        OSError: where the folder can't be written to, or the disk is full; `path` is what it was then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all; see `written_whole`."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: naming the file, where it is a folder, not JSON, nested too deeply, holds a number out of range, or
+            a key twice in one object.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except IsADirectoryError:
+        raise ValueError(f"{path}: is a folder; expected a JSON file") from None
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply to be read") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return content
+
+
+def shown(value: Any) -> str:
+    """Return `repr(value)`, cut where it would fill an error message."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; integers of more digits than Python prints
+        return f"<{type(value).__name__} too large to show>"
+    return text if len(text) <= _ECHOED else f"{text[:_ECHOED]}... ({len(text)} characters)"
+
+
+def safe_name(name: str) -> str:
+    """Return a file name for a module's qualified name: what could leave the folder becomes an underscore.
+
+    Letters, digits, ``.``, ``-`` and ``_`` stay; a leading dot does not.
+    """
+    return re.sub(r"[^\w.\-]", "_", name).lstrip(".") or "_"
