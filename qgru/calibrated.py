@@ -13,10 +13,10 @@ from qgru import quant_params
 from qgru.calibration.cell import activation_grids, weight_grids
 from qgru.calibration.methods import METHODS
 from qgru.calibration.observer import merge, observe
-from qgru.domain import outside_domain
 from qgru.grid import Grid
 from qgru.layout import standardize
-from qgru.ops.stack import Parameters
+from qgru.ops.call import Parameters
+from qgru.ops.domain import outside_domain
 from qgru.schema import BitwidthConfig
 from qgru.state import CellState, QuantState, StatefulGRU
 
@@ -127,7 +127,7 @@ class CalibratedGRU(StatefulGRU):
     def _warn_outside_domain(self) -> None:
         for index, cell in enumerate(self._quant_state().cells):
             input_size = self.all_weights[index][0].shape[1]
-            for problem in outside_domain(cell.resolved(), input_size, self.hidden_size):
+            for problem in outside_domain(cell.prepared.plan, input_size, self.hidden_size):
                 warnings.warn(
                     f"outside the exactness domain: {problem}; backends may differ in the last integer", stacklevel=3
                 )

@@ -8,8 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from qgru.ops.cpu import backend as cpu
-from qgru.ops.cuda import compile as nvrtc
+from qgru.ops import backends, builtin  # noqa: F401  (registers the backends)
 
 PACKAGES = ("qgru", "torch", "lightning", "hydra-core", "onnx", "onnxruntime", "cuda-core")
 
@@ -20,14 +19,14 @@ def report() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         yield package, _version(package)
     yield "CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    yield "CPU kernels", _cpu_kernels()
     if not torch.cuda.is_available():
         yield "GPU", "none that torch can use"
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(device)
         memory = properties.total_memory / 2**30
         yield f"GPU {device}", f"{properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"
-    yield "CUDA kernels", _cuda_kernels()
+    for backend in backends.registered():
+        yield f"{backend.name} backend", backend.describe()
 
 
 def _version(package: str) -> str:
@@ -37,23 +36,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu_kernels() -> str:
-    if not cpu.is_available():
-        return "not built: the reference serves; with torch and a C++ compiler, pip install --no-build-isolation qgru"
-    here = cpu.PATHS[: torch.ops.qgru_cpu.paths()]
-    return f"{cpu.PATHS[cpu.path()]} in use, of {', '.join(here)}"
-
-
-def _cuda_kernels() -> str:
-    if not nvrtc.is_available():
-        return "none: cuda-core is missing, pip install qgru[cuda]"
-    return "compiled at first use" if torch.cuda.is_available() else "no GPU to compile for"
-
-
 def main() -> None:
     """Print the report."""
     for name, value in report():
-        print(f"{name:<14}{value}")
+        print(f"{name:<18}{value}")
 
 
 if __name__ == "__main__":

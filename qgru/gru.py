@@ -83,12 +83,12 @@ class QuantGRU(CalibratedGRU):
     def _quantized_forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None, known: state.QuantState
     ) -> tuple[Any, Tensor]:
-        grids = [cell.resolved() for cell in known.cells]
+        cells = [cell.prepared for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
         autocast = torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-            result = quantized_gru(x, h0, self._cells(), grids, self.bidirectional, layout.active, dropout)
+            result = quantized_gru(x, h0, self._cells(), cells, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)
 

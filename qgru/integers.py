@@ -22,7 +22,8 @@ _FLOAT_BITS = 24
 @torch.no_grad()
 def forward_integers(gru: QuantGRU, x_q: Tensor | PackedSequence, hx_q: Tensor | None) -> tuple[Any, Tensor]:
     """Run a layer on integers; see `QuantGRU.forward_integers`."""
-    cells = [cell.resolved() for cell in gru.ensure_calibrated().cells]
+    state = gru.ensure_calibrated()
+    cells = [cell.resolved() for cell in state.cells]
     _check_type("x_q", x_q.data if isinstance(x_q, PackedSequence) else x_q)
     if hx_q is not None:
         _check_type("hx_q", hx_q)
@@ -30,7 +31,9 @@ def forward_integers(gru: QuantGRU, x_q: Tensor | PackedSequence, hx_q: Tensor |
     state_grids = [grids["output.h"] for grids in cells]
     x_real = _real("x_q", x, cells[0]["input.x"])
     h_real = None if h0 is None else torch.stack([_real("hx_q", h, g) for h, g in zip(h0, state_grids, strict=True)])
-    output, h_n = quantized_gru(x_real, h_real, gru._cells(), cells, gru.bidirectional, layout.active)
+    output, h_n = quantized_gru(
+        x_real, h_real, gru._cells(), [cell.prepared for cell in state.cells], gru.bidirectional, layout.active
+    )
     if bool(torch.isnan(h_n).any()):
         raise ValueError("forward_integers: a parameter is NaN, which no integer can show")
     directions = 2 if gru.bidirectional else 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qgru.calibration.observer import Observations, Pending, settled
 from qgru.grid import Grid
+from qgru.ops.call import CellGrids
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
 
 BUFFERS = ("quant_flags", "quant_grids", "quant_weight_exp2_inv")
@@ -37,6 +38,11 @@ class CellState:
     def resolved(self) -> Mapping[str, Grid]:
         """Return the grids with ``op.Rh_add_br``, which is ``matmul.Rh``'s where it is not configured."""
         return self._resolved
+
+    @cached_property
+    def prepared(self) -> CellGrids:
+        """The grids as backends take them."""
+        return CellGrids(self._resolved)
 
     @cached_property
     def _resolved(self) -> Mapping[str, Grid]:

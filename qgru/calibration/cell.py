@@ -12,7 +12,7 @@ from torch import Tensor
 from qgru.calibration.histogram import Histogram
 from qgru.calibration.methods import bounded_grid, finest_exponents, grid_from_histogram
 from qgru.grid import MAX_EXPONENT, MIN_EXPONENT, Grid
-from qgru.ops.stack import Parameters
+from qgru.ops.call import Parameters
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
 
 _BIAS_HEADROOM = 4  # bits finer than the sum it lands on: room for a small bias to grow in QAT

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qgru.ops.stack import Parameters
+from qgru.ops.call import Parameters
 
 
 def inner_values(

@@ -12,7 +12,7 @@ from qgru.calibration.cell import naming
 from qgru.calibration.device import DeviceHistogram, count, counts
 from qgru.calibration.histogram import Histogram
 from qgru.calibration.inner import inner_values
-from qgru.ops.stack import Parameters
+from qgru.ops.call import Parameters
 
 Observations = list[dict[str, Histogram]]
 """For every layer and direction, canonical operator name to histogram. Never changed in place."""

@@ -13,7 +13,8 @@ import torch
 
 from qgru.export.program import Builder, Constant, Value
 from qgru.grid import Grid
-from qgru.ops.reference import TABLE_BITS, activation_table
+from qgru.ops.plan import TABLE_BITS
+from qgru.ops.reference import activation_table
 
 _FLOAT32, _FLOAT64 = 2.0**24, 2.0**53
 _OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh"}

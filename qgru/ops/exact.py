@@ -1,12 +1,13 @@
 """Exact arithmetic on numbers that are integers times powers of two, with straight-through gradients.
 
 A float64 holds such a number exactly up to 53 bits; beyond, and up to the 62 bits of the exactness domain, an int64
-mantissa goes along with it. Past 62 bits only the float64 is left, and the last integer may differ.
+mantissa goes along with it. Past 62 bits only the float64 is left, and the last integer may differ. How large a sum or
+a product can be is not worked out here: every function takes the bound that `qgru.ops.plan` proves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,17 +22,15 @@ _GRID_BITS = 34  # every 32-bit grid saturates below 2**34, whatever its zero po
 
 @dataclass(frozen=True)
 class Exact:
-    """A tensor of numbers ``mantissa * 2**-exponent`` with ``abs(mantissa) <= bound``.
+    """A tensor of numbers ``mantissa * 2**-exponent``.
 
     Attributes:
         value: the numbers in float64; this is the tensor that carries the gradient.
-        bound: the largest magnitude that the mantissa can have.
         exponent: one for the tensor, or int64 with one for each channel (broadcasts with `value`).
         wide: the int64 mantissa where `value` may have been rounded, else None.
     """
 
     value: Tensor
-    bound: int
     exponent: int | Tensor
     wide: Tensor | None = None
 
@@ -48,58 +47,59 @@ class Exact:
         wides = [None] * len(values) if self.wide is None else self.wide.split(channels, -1)
         per_channel = isinstance(self.exponent, Tensor)
         exponents = self.exponent.split(channels, -1) if per_channel else [self.exponent] * len(values)
-        return [Exact(v, self.bound, e, w) for v, e, w in zip(values, exponents, wides, strict=True)]
+        return [Exact(*parts) for parts in zip(values, exponents, wides, strict=True)]
 
     def unbind(self) -> list[Exact]:
         """Take dimension 0 apart."""
         wides = [None] * len(self.value) if self.wide is None else self.wide.unbind(0)
-        return [Exact(v, self.bound, self.exponent, w) for v, w in zip(self.value.unbind(0), wides, strict=True)]
+        return [Exact(v, self.exponent, w) for v, w in zip(self.value.unbind(0), wides, strict=True)]
 
 
-def add(*terms: Exact) -> Exact:
-    """Return the exact sum, on the finest exponent of all terms and channels."""
-    finest = max(int(t.exponent.max()) if isinstance(t.exponent, Tensor) else t.exponent for t in terms)
-    coarsest = (int(t.exponent.min()) if isinstance(t.exponent, Tensor) else t.exponent for t in terms)
-    bound = sum(term.bound << (finest - exponent) for term, exponent in zip(terms, coarsest, strict=True))
+def add(*terms: Exact, exponent: int, bound: int) -> Exact:
+    """Return the exact sum.
+
+    Args:
+        *terms: broadcast.
+        exponent: of the sum: no term's is larger.
+        bound: on the sum's mantissa, and on that of every part of it.
+    """
     value = sum((term.value for term in terms[1:]), terms[0].value)
     if not _needs_int64(bound):
-        return Exact(value, bound, finest)
-    return Exact(value, bound, finest, sum(term.mantissa << (finest - term.exponent) for term in terms))
+        return Exact(value, exponent)
+    return Exact(value, exponent, sum(term.mantissa << (exponent - term.exponent) for term in terms))
 
 
-def multiply(a: Exact, b: Exact) -> Exact:
-    """Return the exact product, element by element."""
-    bound = a.bound * b.bound
+def multiply(a: Exact, b: Exact, bound: int) -> Exact:
+    """Return the exact product, element by element; `bound` is on its mantissa."""
     wide = a.mantissa * b.mantissa if _needs_int64(bound) else None
-    return Exact(a.value * b.value, bound, a.exponent + b.exponent, wide)
+    return Exact(a.value * b.value, a.exponent + b.exponent, wide)
 
 
-def one_minus(a: Exact, grid: Grid) -> Exact:
-    """Return ``1 - a`` exactly for `a` on `grid`: on its exponent, or on 0 where its steps are coarser than 1."""
-    difference = add(Exact(torch.ones_like(a.value), 1, 0), Exact(-a.value, a.bound, a.exponent))
-    return replace(difference, bound=complement_bound(grid))
+def one_minus(a: Exact, bound: int) -> Exact:
+    """Return ``1 - a`` exactly: on its one exponent, or on 0 where its steps are coarser than 1.
+
+    Args:
+        a: with one exponent.
+        bound: on the result's mantissa.
+    """
+    one, negative = Exact(torch.ones_like(a.value), 0), Exact(-a.value, a.exponent)
+    return add(one, negative, exponent=max(a.exponent, 0), bound=bound)
 
 
-def complement_bound(grid: Grid) -> int:
-    """Return the largest magnitude of ``1 - v`` for `v` on `grid`, in the steps that `one_minus` counts in."""
-    one, step = 1 << max(grid.exp2_inv, 0), 1 << max(-grid.exp2_inv, 0)
-    return max(abs(one - step * (q - grid.zero_point)) for q in (grid.qmin, grid.qmax))
-
-
-def matmul(a: Exact, weight: Exact) -> Exact:
+def matmul(a: Exact, weight: Exact, bound: int) -> Exact:
     """Return ``a @ weight.T`` exactly.
 
     Args:
         a: (..., K), one exponent.
         weight: (M, K), an exponent for each of the M channels, shaped (M, 1).
+        bound: on the result's mantissa.
 
     Returns:
         (..., M) with exponents of shape (M,).
     """
-    bound = a.bound * weight.bound * a.value.shape[-1]
     value = torch.nn.functional.linear(a.value, weight.value)
     wide = _integer_matmul(a.mantissa, weight.mantissa) if _needs_int64(bound) else None
-    return Exact(value, bound, weight.exponent.squeeze(-1) + a.exponent, wide)
+    return Exact(value, weight.exponent.squeeze(-1) + a.exponent, wide)
 
 
 def _needs_int64(bound: int) -> bool:
@@ -120,14 +120,9 @@ def quantize_real(value: Tensor, grid: Grid) -> Exact:
 
 
 def _on_grid(value: Tensor, steps: Tensor, grid: Grid) -> Exact:
-    clamped = steps.clamp(grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
+    clamped = steps.clamp(*grid.mantissas)
     result = StraightThrough.apply(value, clamped / grid.steps_per_unit(value), clamped == steps)
-    return Exact(result, mantissa_bound(grid), _exponent(value, grid))
-
-
-def mantissa_bound(grid: Grid) -> int:
-    """Return the largest magnitude of ``q - zero_point``."""
-    return max(grid.zero_point - grid.qmin, grid.qmax - grid.zero_point)
+    return Exact(result, _exponent(value, grid))
 
 
 def _exponent(value: Tensor, grid: Grid) -> int | Tensor:

@@ -6,7 +6,7 @@ reset and new gate; PyTorch's gate order is r, z, g. Every ``quantize`` rounds o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from qgru.grid import Grid
-from qgru.ops.exact import Exact, add, mantissa_bound, matmul, multiply, one_minus, quantize, quantize_real
-from qgru.schema import OPTIONAL
-
-TABLE_BITS = 16
-"""Pre-activations up to this width go through a table; wider ones are evaluated in float64."""
+from qgru.ops.exact import Exact, add, matmul, multiply, one_minus, quantize, quantize_real
+from qgru.ops.plan import TABLE_BITS, Plan, plan_of
+from qgru.schema import OPTIONAL, WEIGHTS
 
 FUNCTIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}
 _SLOPES = {"sigmoid": lambda y: y * (1 - y), "tanh": lambda y: 1 - y * y}
@@ -43,6 +41,7 @@ class Cell:
         bw: (3 * hidden,) input biases.
         br: (3 * hidden,) recurrent biases.
         grids: canonical operator name to grid, ``op.Rh_add_br`` included.
+        plan: the bounds that follow from the grids.
     """
 
     W: Exact
@@ -50,12 +49,25 @@ class Cell:
     bw: Exact
     br: Exact
     grids: Mapping[str, Grid]
+    plan: Plan
 
     @classmethod
-    def from_parameters(cls, parameters: tuple[Tensor, ...], grids: Mapping[str, Grid]) -> Cell:
+    def from_parameters(cls, parameters: Sequence[Tensor], grids: Mapping[str, Grid]) -> Cell:
         """Quantize (weight_ih, weight_hh, bias_ih, bias_hh), real tensors of any dtype, onto their grids."""
-        names = ("weight.W", "weight.R", "weight.bw", "weight.br")
-        return cls(*(quantize_real(p.double(), grids[n]) for p, n in zip(parameters, names, strict=True)), grids)
+        quantized = [quantize_real(p.double(), grids[name]) for p, name in zip(parameters, WEIGHTS, strict=True)]
+        return cls(*quantized, grids, plan_of(grids))
+
+    def sum(self, name: str, *terms: Exact) -> Exact:
+        """Return the exact sum that the operator `name` rounds, or a part of it."""
+        return add(*terms, exponent=self.plan.unrounded_exponent(name), bound=self.plan.bound(name))
+
+    def product(self, name: str, a: Exact, b: Exact) -> Exact:
+        """Return the exact product, element by element, that the operator `name` rounds."""
+        return multiply(a, b, self.plan.bound(name))
+
+    def inner_product(self, name: str, a: Exact, weight: Exact) -> Exact:
+        """Return the exact ``a @ weight.T`` that the operator `name` rounds."""
+        return matmul(a, weight, self.plan.bound(name, a.value.shape[-1]))
 
 
 def gru_layer(x: Exact, h0: Exact, cell: Cell, active: Tensor | None = None, reverse: bool = False) -> Exact:
@@ -79,7 +91,7 @@ def gru_layer(x: Exact, h0: Exact, cell: Cell, active: Tensor | None = None, rev
         updated = step(steps[t], h, cell)
         h = updated if active is None else _keep_padding(active[t], updated, h)
         states[t] = h
-    return Exact(torch.stack([state.value for state in states]), h0.bound, h0.exponent)
+    return Exact(torch.stack([state.value for state in states]), h0.exponent)
 
 
 def project_input(x: Exact, cell: Cell) -> list[Gates]:
@@ -88,27 +100,30 @@ def project_input(x: Exact, cell: Cell) -> list[Gates]:
     That is ``Wx + bw + br`` of the reset and update gate and ``Wx + bw`` of the new gate, exact sums.
     """
     hidden = cell.R.value.shape[1]
-    Wx = quantize(matmul(x, cell.W), cell.grids["matmul.Wx"])
+    Wx = quantize(cell.inner_product("matmul.Wx", x, cell.W), cell.grids["matmul.Wx"])
     (Wx_r, Wx_z, Wx_g), bw, br = Wx.split(hidden), cell.bw.split(hidden), cell.br.split(hidden)
-    r, z, g = add(Wx_r, bw[0], br[0]), add(Wx_z, bw[1], br[1]), add(Wx_g, bw[2])
+    r, z = cell.sum("gate.r_pre", Wx_r, bw[0], br[0]), cell.sum("gate.z_pre", Wx_z, bw[1], br[1])
+    g = cell.sum("gate.g_pre", Wx_g, bw[2])
     return [Gates(*gates) for gates in zip(r.unbind(), z.unbind(), g.unbind(), strict=True)]
 
 
 def step(projected: Gates, h: Exact, cell: Cell) -> Exact:
     """Return the next state: one time step of the definition."""
     grids = cell.grids
-    Rh_r, Rh_z, Rh_g = quantize(matmul(h, cell.R), grids["matmul.Rh"]).split(h.value.shape[-1])
+    Rh = quantize(cell.inner_product("matmul.Rh", h, cell.R), grids["matmul.Rh"])
+    Rh_r, Rh_z, Rh_g = Rh.split(h.value.shape[-1])
     br_g = cell.br.split(h.value.shape[-1])[2]
 
-    z = activate("sigmoid", quantize(add(projected.z, Rh_z), grids["gate.z_pre"]), grids, "gate.z")
-    r = activate("sigmoid", quantize(add(projected.r, Rh_r), grids["gate.r_pre"]), grids, "gate.r")
-    c = quantize(add(Rh_g, br_g), grids[OPTIONAL])
-    m = quantize(multiply(r, c), grids["op.rRh"])
-    g = activate("tanh", quantize(add(projected.g, m), grids["gate.g_pre"]), grids, "gate.g")
+    z = activate("sigmoid", quantize(cell.sum("gate.z_pre", projected.z, Rh_z), grids["gate.z_pre"]), grids, "gate.z")
+    r = activate("sigmoid", quantize(cell.sum("gate.r_pre", projected.r, Rh_r), grids["gate.r_pre"]), grids, "gate.r")
+    c = quantize(cell.sum(OPTIONAL, Rh_g, br_g), grids[OPTIONAL])
+    m = quantize(cell.product("op.rRh", r, c), grids["op.rRh"])
+    g = activate("tanh", quantize(cell.sum("gate.g_pre", projected.g, m), grids["gate.g_pre"]), grids, "gate.g")
 
-    old_contrib = quantize(multiply(z, h), grids["op.old_contrib"])
-    new_contrib = quantize(multiply(one_minus(z, grids["gate.z_out"]), g), grids["op.new_contrib"])
-    return quantize(add(old_contrib, new_contrib), grids["output.h"])
+    old_contrib = quantize(cell.product("op.old_contrib", z, h), grids["op.old_contrib"])
+    complement = one_minus(z, cell.plan.complement)
+    new_contrib = quantize(cell.product("op.new_contrib", complement, g), grids["op.new_contrib"])
+    return quantize(cell.sum("output.h", old_contrib, new_contrib), grids["output.h"])
 
 
 def activate(function: str, pre: Exact, grids: Mapping[str, Grid], gate: str) -> Exact:
@@ -116,10 +131,9 @@ def activate(function: str, pre: Exact, grids: Mapping[str, Grid], gate: str) ->
     pre_grid, out_grid = grids[f"{gate}_pre"], grids[f"{gate}_out"]
     if pre_grid.bitwidth > TABLE_BITS:
         return quantize_real(FUNCTIONS[function](pre.value), out_grid)
-    values, slopes = _tables(function, pre_grid, out_grid, pre.value.device)
-    offset = pre_grid.zero_point - pre_grid.qmin
-    result = Lookup.apply(pre.value, values, slopes, pre_grid.scale, offset)
-    return Exact(result, mantissa_bound(out_grid), out_grid.exp2_inv)
+    values, slopes = tables(function, pre_grid, out_grid, pre.value.device)
+    result = Lookup.apply(pre.value, values, slopes, pre_grid.scale, -pre_grid.mantissas[0])
+    return Exact(result, out_grid.exp2_inv)
 
 
 def activation_table(function: str, pre: Grid, out: Grid) -> Tensor:
@@ -137,7 +151,7 @@ def activation_table(function: str, pre: Grid, out: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _tables(function: str, pre: Grid, out: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+def tables(function: str, pre: Grid, out: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return dequantized outputs and the derivative (0 where the output is clamped) for every grid point.
 
     Built on the CPU, so that every device has the same integers.
@@ -168,4 +182,4 @@ class Lookup(torch.autograd.Function):
 
 
 def _keep_padding(active: Tensor, updated: Exact, h: Exact) -> Exact:
-    return Exact(torch.where(active.unsqueeze(-1), updated.value, h.value), h.bound, h.exponent)
+    return Exact(torch.where(active.unsqueeze(-1), updated.value, h.value), h.exponent)

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from qgru import QuantGRU
-from qgru.ops import library
+from qgru.ops import backends
 from qgru.ops.cpu import backend
+from qgru.ops.plan import FLOAT, plan_of
 from tests.calibrated import calibrated
+from tests.ops.serving import op_arguments, serving
 from tests.random_gru import assert_equal, oracle_layers, random_gru
 
-needs_kernels = pytest.mark.skipif(not backend.is_available(), reason="no compiler built the CPU kernels")
-HERE = backend.PATHS[: torch.ops.qgru_cpu.paths()] if backend.is_available() else ()
+needs_kernels = pytest.mark.skipif(backend._kernels is None, reason="no compiler built the CPU kernels")
+HERE = backend.paths() if backend._kernels is not None else ()
 WAYS = [(path, exact) for path in backend.PATHS for exact in (False, True)]
 
 
@@ -40,14 +42,12 @@ def way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def on_kernels(gru: QuantGRU, x: Tensor) -> bool:
-    grids = [cell.resolved() for cell in gru.ensure_calibrated().cells]
-    return library.kernels_for(x, gru._cells(), grids, 1 + gru.bidirectional) is not None
+    return serving(gru, x) == "cpu"
 
 
 def is_fast(gru: QuantGRU, x: Tensor) -> bool:
-    grids = [cell.resolved() for cell in gru.ensure_calibrated().cells]
-    plans = [backend.plan_of(library.flatten(cell)) for cell in grids]
-    return backend._is_fast(plans[:1], x, gru._cells()[0])
+    plan = plan_of(gru.grids())
+    return not plan.sum_wide(x.shape[2]) and plan.carrier(x.shape[2], gru.hidden_size) == FLOAT
 
 
 def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | None) -> tuple[Tensor, Tensor, dict]:
@@ -73,7 +73,7 @@ def compare(gru: QuantGRU, x: Tensor, h0: Tensor | None = None, lengths: list[in
     output, h_n, gradients = results(gru, x, h0, lengths)
     with torch.no_grad():
         inferred = gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), False, False), h0)
-    with mock.patch.object(library, "kernels_for", lambda *_: None):
+    with backends.forced("reference"):
         want, want_h, want_gradients = results(gru, x, h0, lengths)
     assert torch.equal(output, want) and torch.equal(h_n, want_h)
     inferred_output = inferred[0].data if lengths is not None else inferred[0]
@@ -81,6 +81,14 @@ def compare(gru: QuantGRU, x: Tensor, h0: Tensor | None = None, lengths: list[in
     for name, gradient in gradients.items():
         error = (gradient.double() - want_gradients[name].double()).norm()
         assert error <= 1e-5 * want_gradients[name].double().norm(), name
+
+
+@pytest.fixture
+def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget which backend serves what, and what was said about it, before and after."""
+    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(backends, "_served", {})
+    yield
 
 
 @needs_kernels
@@ -116,7 +124,7 @@ def test_wide_grids_give_the_integers_of_the_oracle(way: None, tmp_path: Path) -
                 continue
             taken += 1
             output, h_n = gru(x)
-            with mock.patch.object(library, "kernels_for", lambda *_: None):
+            with backends.forced("reference"):
                 want, want_h = gru(x)
         assert torch.equal(output, want) and torch.equal(h_n, want_h)
     assert taken >= 15
@@ -163,7 +171,7 @@ def test_nan_in_one_direction_and_gradients_of_the_others(way: None) -> None:
     x[3, 1, 2] = torch.nan
     output, h_n, gradients = results(gru, x, None, None)
     assert torch.equal(output.isnan().all(-1).any(0), torch.tensor([False, True, False, False]))
-    with mock.patch.object(library, "kernels_for", lambda *_: None):
+    with backends.forced("reference"):
         want, want_h, want_gradients = results(gru, x, None, None)
     assert torch.equal(output.nan_to_num(9), want.nan_to_num(9)) and torch.equal(h_n.isnan(), want_h.isnan())
     for name, gradient in want_gradients.items():
@@ -185,13 +193,16 @@ def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
 
 
 @needs_kernels
-def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(tmp_path: Path) -> None:
-    gru = calibrated(4, 3, "int16")
-    grids = gru.grids()
-    assert backend.takes(grids, 3, 4, False) and not backend.takes(grids, 3, 4, True)
+def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(fresh_choice: None) -> None:
+    gru, x = calibrated(4, 3, "int16"), torch.randn(2, 1, 3)
+    assert on_kernels(gru, x) and on_kernels(gru, x.bfloat16())
+    with pytest.warns(UserWarning, match="its gradients are float32, and float64 is asked for"):
+        assert not on_kernels(gru, x.double())
+    with torch.no_grad():
+        assert on_kernels(gru, x.double())
     gru.adjust_quant_config("z_pre", 17)
-    assert not backend.takes(gru.grids(), 3, 4, False)
-    assert not backend.takes(grids, 1 << 40, 4, False), "outside the exactness domain"
+    with pytest.warns(UserWarning, match="gate.z_pre has 17 bits, and only up to 16 there is a table"):
+        assert not on_kernels(gru, x)
 
 
 @needs_kernels
@@ -200,7 +211,7 @@ def test_dropout_between_layers_gives_the_integers_of_the_reference(way: None) -
     torch.manual_seed(3)
     output = gru(x)[0]
     torch.manual_seed(3)
-    with mock.patch.object(library, "kernels_for", lambda *_: None):
+    with backends.forced("reference"):
         assert torch.equal(output, gru(x)[0])
 
 
@@ -219,11 +230,7 @@ def test_a_path_that_is_not_here_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("config", ["int8", "w8a16"])
 def test_opcheck(config: str) -> None:
     gru, x = calibrated(9, 5, config), torch.randn(4, 3, 5)
-    kernels = library.kernels_for(x, gru._cells(), [gru.grids()], 1)
-    assert kernels is not None
-    parameters = [p.detach().clone().requires_grad_() for p in gru._cells()[0]]
-    arguments = (x, torch.randn(1, 3, 9), parameters, kernels[0].exponents, None, None, kernels[0].grids, 3)
-    torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments)
+    torch.library.opcheck(torch.ops.qgru.gru_layer.default, op_arguments(gru, x, torch.randn(1, 3, 9), "cpu"))
 
 
 @needs_kernels
@@ -233,13 +240,14 @@ def test_compiled_model_gives_the_same_integers() -> None:
     assert torch.equal(compiled(x)[0], gru(x)[0])
 
 
-def test_without_the_kernels_the_reference_serves_and_says_so_once() -> None:
+def test_without_the_kernels_the_reference_serves_and_says_so_once(fresh_choice: None) -> None:
     gru, x = calibrated(9, 5, "int8"), torch.randn(4, 3, 5)
     want = gru(x)[0]
-    with mock.patch.object(backend, "is_available", lambda: False), mock.patch.object(library, "_warned", set()):
-        with pytest.warns(UserWarning, match="slow reference: its kernels were not built"):
+    with mock.patch.object(backend, "_kernels", None):
+        backends._served.clear()
+        with pytest.warns(UserWarning, match="on cpu through the slow reference. cpu: its kernels were not built"):
             output = gru(x)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            gru(x)
+            gru(torch.randn(5, 3, 5))
     assert torch.equal(output, want)

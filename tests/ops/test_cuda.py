@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from qgru import QuantGRU
-from qgru.ops import library
+from qgru.ops import backends
 from qgru.ops.cuda import compile as nvrtc
 from tests.calibrated import calibrated
+from tests.ops.serving import op_arguments, serving
 from tests.random_gru import random_gru
 
 pytestmark = [
@@ -49,8 +49,7 @@ def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | No
 
 
 def takes_kernels(gru: QuantGRU, x: Tensor) -> bool:
-    grids = [cell.resolved() for cell in gru._quant_state().cells]
-    return library.kernels_for(x, gru._cells(), grids, 1 + gru.bidirectional) is not None
+    return serving(gru, x) == "cuda"
 
 
 def compare(
@@ -134,8 +133,8 @@ def test_dropout_between_layers_gives_the_integers_of_the_reference() -> None:
     gru, found = calibrated(21, 4, "int8", num_layers=3, dropout=0.3, bidirectional=True).cuda().train(), []
     x = torch.randn(11, 5, 4, device="cuda")
     assert takes_kernels(gru, x)
-    for kernels_for in (library.kernels_for, lambda *_: None):
-        with mock.patch.object(library, "kernels_for", kernels_for):
+    for name in ("cuda", "reference"):
+        with backends.forced(name):
             torch.manual_seed(3)
             found.append(results(gru, x, None, None))
     (output, _, gradients), (expected, _, exact) = found
@@ -244,9 +243,7 @@ def test_integers_in_and_out_are_the_cpus(config: str) -> None:
 def test_opcheck() -> None:
     gru = calibrated(24, 8, "int8").cuda()
     x, h0 = torch.randn(5, 3, 8, device="cuda"), torch.randn(1, 3, 24, device="cuda")
-    kernels = library.kernels_for(x, gru._cells(), [gru.grids()], 1)[0]
-    x, h0, *parameters = (tensor.detach().requires_grad_() for tensor in (x, h0, *gru._cells()[0]))
-    arguments = (x, h0, parameters, kernels.exponents, None, None, kernels.grids, 3)
+    arguments = op_arguments(gru, x.requires_grad_(), h0.requires_grad_(), "cuda")
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments, test_utils=checks)
 

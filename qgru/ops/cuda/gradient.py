@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
-from qgru.schema import OPTIONAL
+from qgru.schema import OPTIONAL, WEIGHTS
 
 _BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
 _ONE_CHUNK_BYTES = 52 << 20  # below it a second chunk saves less memory than it costs time
@@ -23,7 +23,6 @@ CHUNK = struct.Struct("@13P4q4i")
 
 _PARAMETERS = struct.Struct("@12P")
 _FINISH = ("parameters", (), 128)
-_WEIGHTS = ("weight.W", "weight.R", "weight.bw", "weight.br")
 
 
 class Saved(NamedTuple):
@@ -168,7 +167,7 @@ class Gradient:
         plan, shape = self.layer.plan, self.layer.shape
         sizes = (shape.hidden, self.pieces_grid[0], shape.input, self.x_terms, self.x_width)
         steps = (2.0 ** -plan.exponent("input.x"), 2.0 ** -plan.exponent("output.h"))
-        ranges = [plan.range(name) for name in _WEIGHTS]
+        ranges = [plan.range(name) for name in WEIGHTS]
         bounds = (*[lo for lo, _ in ranges], *[hi for _, hi in ranges])
         constants = struct.pack("@7i10fi", *sizes, self.h_terms, 2 * self.pairs, *steps, *bounds, 0)
         return self.layer.kernel(*_FINISH), (4 * shape.hidden, 1), constants

@@ -12,11 +12,13 @@ from torch import Tensor
 from qgru.ops.cuda.compile import Kernel, Macros, arch_of, compile_together
 from qgru.ops.cuda.geometry import Processor, Widths, geometry
 from qgru.ops.cuda.layouts import Loop, Walk
-from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
+from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, KernelPlan, kernel_plan
 from qgru.ops.cuda.projection import WARPS, Projection, projection
+from qgru.ops.plan import Plan
 from qgru.schema import OPTIONAL
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)
 CALL = struct.Struct("@12P4q2i")
 """A forward call, as the kernels' `Call`: pointers and strides."""
 
@@ -46,23 +48,21 @@ def processor(device: int) -> Processor:
 
 
 @lru_cache(maxsize=1024)
-def layer_of(grids: str, shape: Shape, limbs: int) -> Layer | None:
+def layer_of(plan: Plan, shape: Shape, limbs: int) -> Layer | None:
     """Return what runs the layer, or None where no kernel takes these grids or this shape.
 
     Args:
-        grids: by `flatten`.
+        plan: the grids.
         shape: the sizes.
         limbs: 8-bit limbs of the recurrent gradient, 2 (about 2**-15 of a row's largest) or 3; 0 for inference.
     """
-    plan = plan_of(grids)
-    arithmetic = plan.arithmetic(shape.input, shape.hidden)
-    of_device = processor(shape.device)
-    if arithmetic is None or of_device.capability < (8, 0) or shape.dtype not in INPUT_DTYPES:
+    plan, carrier, of_device = kernel_plan(plan), plan.carrier(shape.input, shape.hidden), processor(shape.device)
+    if carrier is None or of_device.capability < LEAST_CAPABILITY or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
         if shared and plan.table_entries > SHARED_TABLE_ENTRIES:
             continue
-        widths = widths_of(plan, arithmetic.wide, shared, limbs)
+        widths = widths_of(plan, carrier.is_double, shared, limbs)
         layout = geometry(Loop, shape.hidden, shape.batch, widths, of_device)
         walk = geometry(Walk, shape.hidden, shape.batch, widths, of_device) if limbs else None
         if layout is None or (limbs and walk is None):
@@ -71,7 +71,7 @@ def layer_of(grids: str, shape: Shape, limbs: int) -> Layer | None:
         columns, padded = steps * layout.groups * max(layout.rows, 8), -(-shape.input // 64) * 64
         product = (plan.limbs("weight.W"), plan.limbs("input.x"), of_device.multiprocessors, of_device.shared_bytes)
         projected = projection(columns, padded, layout.tiles, *product)
-        return projected and Layer(plan, shape, layout, walk, projected, arithmetic.wide, widths)
+        return projected and Layer(plan, shape, layout, walk, projected, carrier.is_double, widths)
     return None
 
 
@@ -90,7 +90,7 @@ class Layer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: KernelPlan,
         shape: Shape,
         layout: Loop,
         walk: Walk | None,
@@ -167,7 +167,7 @@ class Layer:
 
     def _forward_macros(self) -> Macros:
         plan, tables = self.plan, self.widths.table_bytes
-        biased = not self.wide and not self.sum_wide and plan.accumulator(self.shape.hidden) <= 1 << 22
+        biased = not self.wide and not self.sum_wide and plan.accumulator("matmul.Rh", self.shape.hidden) <= 1 << 22
         return (
             *self.numeric,
             *self._limbs(R="weight.R", H="output.h"),
@@ -241,7 +241,7 @@ class Layer:
         return struct.pack("@7qP6i", *sections, self.tables.data_ptr(), *rest) + self.numbers
 
 
-def widths_of(plan: Plan, wide: bool, shared_tables: bool, limbs: int) -> Widths:
+def widths_of(plan: KernelPlan, wide: bool, shared_tables: bool, limbs: int) -> Widths:
     """Return what the grids ask of the layouts."""
     tables = 4 * plan.table_entries if shared_tables else 0
     operands = (plan.limbs("weight.R"), plan.limbs("output.h"))
@@ -249,7 +249,7 @@ def widths_of(plan: Plan, wide: bool, shared_tables: bool, limbs: int) -> Widths
 
 
 @lru_cache(maxsize=256)
-def _device_tables(plan: Plan, device: int) -> Tensor:
+def _device_tables(plan: KernelPlan, device: int) -> Tensor:
     return torch.cat(plan.tables).to(f"cuda:{device}")
 
 

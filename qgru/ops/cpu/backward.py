@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qgru.ops.cuda.plan import WEIGHTS, Plan
+from qgru.ops.plan import Plan
+from qgru.schema import WEIGHTS
 
 
 def on_grid(value: Tensor, steps_per_unit: Tensor | float, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -24,8 +25,8 @@ def on_grid(value: Tensor, steps_per_unit: Tensor | float, bounds: tuple[int, in
     return kept.nan_to_num_(0.0).div_(steps_per_unit), inside
 
 
-class Gradient:
-    """The gradients of one direction of a layer.
+class Backward:
+    """The backward pass of one direction of a layer.
 
     Args:
         plan: its grids.
