@@ -16,7 +16,7 @@ def test_it_prints_versions_kernels_and_gpus() -> None:
     result = subprocess.run([sys.executable, "-m", "qgru.env"], capture_output=True, text=True, check=True)
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["torch"] == torch.__version__ and lines["python"].startswith(sys.version.split()[0])
-    assert "CPU kernels" in result.stdout and "CUDA kernels" in result.stdout and "GPU" in lines
+    assert all(f"{name} backend" in result.stdout for name in ("cpu", "cuda", "reference")) and "GPU" in lines
 
 
 def test_it_says_what_is_missing() -> None:
@@ -25,4 +25,4 @@ def test_it_says_what_is_missing() -> None:
         mock.patch.object(env, "version", side_effect=env.PackageNotFoundError),
     ):
         found = dict(env.report())
-    assert found["CPU kernels"].startswith("not built") and found["onnxruntime"] == "not installed"
+    assert found["cpu backend"].startswith("they were not built") and found["onnxruntime"] == "not installed"

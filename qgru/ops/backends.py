@@ -81,7 +81,7 @@ class Backend(ABC):
 
 
 _registered: list[Backend] = []
-_only: Sequence[str] | None = None
+_only: Sequence[Backend] = ()
 _served: dict[tuple, Backend] = {}
 _KEPT = 1024
 _said: set[str] = set()
@@ -99,25 +99,28 @@ def registered() -> tuple[Backend, ...]:
 
 
 def named(name: str) -> Backend:
-    """Return the backend of that name.
+    """Return the backend of that name, a forced or a registered one.
 
     Raises:
         ValueError: where there is none.
     """
-    for backend in _registered:
+    for backend in (*_only, *_registered):
         if backend.name == name:
             return backend
     raise ValueError(f"backend is {name!r}; expected one of {', '.join(b.name for b in _registered)}")
 
 
 @contextmanager
-def forced(*names: str) -> Iterator[None]:
-    """Have only the backends of these names serve, in the whole process: for tests and benchmarks.
+def forced(*wanted: str | Backend) -> Iterator[None]:
+    """Have only these backends serve, in the whole process: for tests and benchmarks.
 
     A call that none of them takes is a RuntimeError that says why.
+
+    Args:
+        *wanted: names of registered ones, or backends that need not be registered.
     """
     global _only
-    before, _only = _only, tuple(named(name).name for name in names)
+    before, _only = _only, [named(backend) if isinstance(backend, str) else backend for backend in wanted]
     _served.clear()
     try:
         yield
@@ -126,7 +129,7 @@ def forced(*names: str) -> Iterator[None]:
         _served.clear()
 
 
-def serving(shape: LayerShape, plans: Sequence[Sequence[Plan]], directions: int) -> Backend:
+def serving(shape: LayerShape, plans: Sequence[Plan], directions: int) -> Backend:
     """Return the backend that runs a stack of layers: one for all of them.
 
     Where a backend for the device is passed over, a warning says why, once for each reason.
@@ -137,7 +140,7 @@ def serving(shape: LayerShape, plans: Sequence[Sequence[Plan]], directions: int)
         directions: 1 or 2.
 
     Raises:
-        RuntimeError: where `forced` names backends of which none takes it.
+        RuntimeError: where `forced` names only backends that don't take it.
     """
     key = (shape, directions, *plans)
     known = _served.get(key)
@@ -150,15 +153,15 @@ def serving(shape: LayerShape, plans: Sequence[Sequence[Plan]], directions: int)
 
 
 def _choose(shape: LayerShape, plans: Sequence[Plan], directions: int) -> Backend:
-    reasons = []
-    for backend in _registered:
-        if not backend.serves(shape.device) or (_only is not None and backend.name not in _only):
+    reasons: list[str] = []
+    for backend in _only or _registered:
+        if not backend.serves(shape.device):
             continue
         reason = backend.why_unavailable() or _why_not_a_layer(backend, shape, plans, directions)
         if reason is None:
-            _say(shape.device, backend, reasons)
+            _say_once(f"{backend.name} runs quantized GRUs on {shape.device.type}, slowly", reasons)
             return backend
-        reasons.append(f"{backend.name}: {reason}")
+        reasons.append(f"the {backend.name} kernels can't: {reason}")
     raise RuntimeError(f"no backend runs this layer on {shape.device}: {'; '.join(reasons) or 'none is for it'}")
 
 
@@ -173,10 +176,8 @@ def _why_not_a_layer(backend: Backend, shape: LayerShape, plans: Sequence[Plan],
     return None
 
 
-def _say(device: torch.device, backend: Backend, reasons: Sequence[str]) -> None:
+def _say_once(what: str, reasons: Sequence[str]) -> None:
     for reason in reasons:
         if reason not in _said:
             _said.add(reason)
-            warnings.warn(
-                f"quantized GRUs run on {device.type} through the slow {backend.name}. {reason}", stacklevel=7
-            )
+            warnings.warn(f"the {what}; {reason}", stacklevel=9)

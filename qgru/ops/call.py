@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -93,18 +92,14 @@ class LayerShape(NamedTuple):
 class CellGrids:
     """One direction's grids, and what backends make of them once.
 
-    Args:
+    Attributes:
         grids: canonical operator name to grid, ``op.Rh_add_br`` included; never changed.
+        plan: the bounds that follow from them.
     """
 
     def __init__(self, grids: Mapping[str, Grid]) -> None:
-        self.grids = grids
+        self.grids, self.plan = grids, plan_of(grids)
         self._exponents: dict[torch.device, Tensor] = {}
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The grids' bounds."""
-        return plan_of(self.grids)
 
     def exponents(self, like: Tensor) -> Tensor:
         """Return the weights' exponents, (4, 3 * hidden) int32 on the device of `like`.

@@ -7,7 +7,6 @@ their ranges alone, so that what holds for a plan holds for every value that a t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -100,26 +99,23 @@ class WeightRange(NamedTuple):
         return (0, 2 * half - 1) if self.is_unsigned else (-half, half - 1)
 
 
-@dataclass(frozen=True, eq=False)
 class Plan:
     """One direction's grids, the weights' exponents only as a range, and bounds on everything a time step computes.
 
-    There is one object for what is equal: `plan_of` and `plan_from` keep them, and others may be kept by it.
+    `plan_of` and `plan_from` keep one object for what is equal, so that others can keep things by it.
 
     Attributes:
+        text: the key as text, which a traced graph can carry; `plan_from` reads it.
+
+    Args:
         key: the grids as integers; what identifies the plan.
         grids: activation operators' grids by canonical name, ``op.Rh_add_br`` included.
         weights: weight operators' ranges by canonical name.
     """
 
-    key: tuple[int, ...]
-    grids: Mapping[str, Grid]
-    weights: Mapping[str, WeightRange]
-
-    @cached_property
-    def text(self) -> str:
-        """The key as text, which a traced graph can carry; `plan_from` reads it."""
-        return " ".join(map(str, self.key))
+    def __init__(self, key: tuple[int, ...], grids: Mapping[str, Grid], weights: Mapping[str, WeightRange]) -> None:
+        self.key, self.grids, self.weights = key, grids, weights
+        self.text = " ".join(map(str, key))
 
     def bitwidth(self, name: str) -> int:
         """The width of an operator."""

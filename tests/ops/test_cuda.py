@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference on the CPU: integers exactly, gradients within numerics.md's bounds."""
+"""The CUDA kernels against the reference on the CPU: integers exactly, gradients within the bounds of docs/numerics.md."""
 
 from __future__ import annotations
 
@@ -9,43 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from qgru import QuantGRU
-from qgru.ops import backends
 from qgru.ops.cuda import compile as nvrtc
 from tests.calibrated import calibrated
-from tests.ops.serving import op_arguments, serving
+from tests.ops.conformance import loss, results
+from tests.ops.serving import serving
 from tests.random_gru import random_gru
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
     pytest.mark.skipif(not nvrtc.is_available(), reason="cuda-core is not installed"),
 ]
-
-
-def loss(output: Tensor, h_n: Tensor) -> Tensor:
-    total = 0
-    for tensor in (output, h_n):
-        place = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
-        total = total + (tensor.double() * torch.cos(1.7 * place)).sum()
-    return total
-
-
-def results(gru: QuantGRU, x: Tensor, h0: Tensor | None, lengths: list[int] | None) -> tuple[Tensor, Tensor, dict]:
-    """Output, last state and gradients, on the CPU; x: (time, batch, input)."""
-    gru.zero_grad()
-    x = x.clone().requires_grad_()
-    h0 = None if h0 is None else h0.clone().requires_grad_()
-    packed = x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
-    output, h_n = gru(packed, h0)
-    output = output.data if isinstance(output, PackedSequence) else output
-    loss(output, h_n).backward()
-    gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in gru.named_parameters()}}
-    if h0 is not None:
-        gradients["h0"] = h0.grad
-    return output.detach().cpu(), h_n.detach().cpu(), {name: g.double().cpu() for name, g in gradients.items()}
 
 
 def takes_kernels(gru: QuantGRU, x: Tensor) -> bool:
@@ -123,75 +99,6 @@ def test_tf32_allows_a_thousandth() -> None:
     assert compare(calibrated(128, 16, "int8"), torch.randn(60, 8, 16), tolerance=1e-3)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_layers_directions_and_padding(bidirectional: bool) -> None:
-    gru = calibrated(50, 10, "int8_mixed", num_layers=2, bidirectional=bidirectional)
-    assert compare(gru, torch.randn(11, 6, 10), None, [11, 1, 7, 7, 3, 10])
-
-
-def test_dropout_between_layers_gives_the_integers_of_the_reference() -> None:
-    gru, found = calibrated(21, 4, "int8", num_layers=3, dropout=0.3, bidirectional=True).cuda().train(), []
-    x = torch.randn(11, 5, 4, device="cuda")
-    assert takes_kernels(gru, x)
-    for name in ("cuda", "reference"):
-        with backends.forced(name):
-            torch.manual_seed(3)
-            found.append(results(gru, x, None, None))
-    (output, _, gradients), (expected, _, exact) = found
-    assert torch.equal(output, expected)
-    for name, gradient in gradients.items():
-        assert (gradient - exact[name]).norm() <= 1e-3 * exact[name].norm(), name
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_inputs_under_autocast_give_the_same_integers(dtype: torch.dtype) -> None:
-    gru = calibrated(40, 12, "int8").cuda()
-    x = torch.randn(6, 5, 12, device="cuda", dtype=dtype)
-    with torch.no_grad(), torch.autocast("cuda", dtype=dtype):
-        output = gru(x)[0]
-    with torch.no_grad():
-        assert torch.equal(output, gru(x.float())[0]) and torch.equal(output.cpu(), gru.cpu()(x.float().cpu())[0])
-
-
-def test_nan_stays_in_its_row_from_there_on() -> None:
-    gru = calibrated(33, 4, "int8", num_layers=2, bidirectional=True)
-    x = torch.randn(7, 5, 4)
-    x[3, 2, 1] = torch.nan
-    x[1, 4, 0] = torch.inf
-    with torch.no_grad():
-        want, got = gru(x), copy.deepcopy(gru).cuda()(x.cuda())
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(torch.isnan(a.cpu()), torch.isnan(b)) and torch.equal(a.cpu().nan_to_num(), b.nan_to_num())
-    with torch.no_grad():
-        gru.weight_hh_l1[0, 0] = torch.nan
-        assert all(bool(torch.isnan(tensor).all()) for tensor in copy.deepcopy(gru).cuda()(x.cuda()))
-
-
-def test_gradients_of_a_lost_row_are_zero_not_nan() -> None:
-    gru = calibrated(20, 4, "int8").cuda()
-    x = torch.randn(6, 3, 4, device="cuda")
-    x[2, 1, 0] = torch.nan
-    gru(x)[0].nan_to_num().sum().backward()
-    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in gru.parameters())
-
-
-def test_gradients_that_overflowed_stay_visible() -> None:
-    gru = calibrated(20, 4, "int8").cuda()
-    output, _ = gru(torch.randn(6, 3, 4, device="cuda"))
-    output.backward(torch.full_like(output, torch.inf))
-    assert not bool(torch.isfinite(gru.weight_hh_l0.grad).all())
-
-
-def test_backward_twice_gives_the_same_bits() -> None:
-    gru = calibrated(64, 8, "int8").cuda()
-    output, _ = gru(torch.randn(30, 40, 8, device="cuda"))
-    output.sum().backward(retain_graph=True)
-    first = [parameter.grad.clone() for parameter in gru.parameters()]
-    gru.zero_grad()
-    output.sum().backward()
-    assert all(torch.equal(a, parameter.grad) for a, parameter in zip(first, gru.parameters(), strict=True))
-
-
 @pytest.mark.parametrize("train", [False, True])
 def test_cuda_graph_replays_the_same_integers(train: bool) -> None:
     gru = calibrated(64, 8, "int8").cuda()
@@ -228,24 +135,6 @@ def test_compiled_model_gives_the_same_integers_and_gradients() -> None:
         gradients.append([parameter.grad.clone() for parameter in gru.parameters()])
     assert torch.equal(*outputs)
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*gradients, strict=True))
-
-
-@pytest.mark.parametrize("config", ["int8", "int16"])
-def test_integers_in_and_out_are_the_cpus(config: str) -> None:
-    gru = calibrated(40, 8, config, num_layers=2, bidirectional=True)
-    grid = gru.input_grid
-    x_q = torch.randint(grid.qmin, grid.qmax + 1, (9, 6, 8), dtype=torch.int32)
-    want = gru.forward_integers(x_q)
-    for got, expected in zip(gru.cuda().forward_integers(x_q.cuda()), want, strict=True):
-        assert torch.equal(got.cpu(), expected)
-
-
-def test_opcheck() -> None:
-    gru = calibrated(24, 8, "int8").cuda()
-    x, h0 = torch.randn(5, 3, 8, device="cuda"), torch.randn(1, 3, 24, device="cuda")
-    arguments = op_arguments(gru, x.requires_grad_(), h0.requires_grad_(), "cuda")
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.qgru.gru_layer.default, arguments, test_utils=checks)
 
 
 def test_recomputing_gives_the_same_gradient() -> None:

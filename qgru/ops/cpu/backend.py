@@ -58,7 +58,7 @@ class Cpu(Backend):
         if _kernels is not None:
             return None
         return (
-            "its kernels were not built; with torch and a C++ compiler in place, pip install --no-build-isolation qgru"
+            "they were not built; with torch and a C++ compiler in place, pip install --no-build-isolation qgru"
         )
 
     def describe(self) -> str:
@@ -75,7 +75,7 @@ class Cpu(Backend):
         Without a table C++ and torch may differ in the last bit of sigma or tanh.
         """
         if shape.is_differentiated and torch.float64 in (shape.dtype, *shape.parameter_dtypes):
-            return "its gradients are float32, and float64 is asked for"
+            return "their gradients are float32, and float64 is asked for"
         for plan in plans:
             for gate in FUNCTIONS:
                 bits = plan.bitwidth(f"{gate}_pre")

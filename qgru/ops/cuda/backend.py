@@ -53,7 +53,7 @@ class Cuda(Backend):
             return f"the parameters are {', '.join(sorted(map(str, set(shape.parameter_dtypes))))}, not torch.float32"
         for plan in plans:
             if plan.carrier(shape.input, shape.hidden) is None:
-                return "its sums and products fit no type of the kernels, which take operands of up to 16 bits"
+                return "its sums and products fit none of their types; operands may have up to 16 bits"
             if layer_of(plan, _shape(shape), _LIMBS[Asked.FLOAT32]) is None:
                 return f"hidden size {shape.hidden} fits no layout on this GPU"
         return None
