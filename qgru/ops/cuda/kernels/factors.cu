@@ -2,7 +2,7 @@
 //
 // With d the gradient of a new state, direct * d goes to the state before, and r * d, z * d, g * d are the gradients of
 // R h, times the scale of R's row. Padding passes everything on: (1, 0, 0, 0). Where NaN came out nothing comes in:
-// direct is -0, otherwise it is not negative.
+// direct is -1, otherwise it is not negative.
 
 __device__ __forceinline__ float4 swapped(float4 v) {
     return {__shfl_xor_sync(~0u, v.x, 4), __shfl_xor_sync(~0u, v.y, 4), __shfl_xor_sync(~0u, v.z, 4),
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant_
                 k[u] = {v.direct, where(v.bits >> 3 & 1, v.g * v.r * (float)scale[0]),
                         where(v.bits >> 4 & 1, v.z * (float)scale[1]), where(v.bits >> 5 & 1, v.g * v.c * (float)scale[2])};
                 if (!active) k[u] = {1, 0, 0, 0};
-                if (lost) k[u] = {-0.0f, 0, 0, 0};
+                if (lost) k[u] = {-1, 0, 0, 0};
             }
             // Neighbouring lanes swap, so that together they write 32 bytes at once.
             bool odd = threadIdx.x >> 2 & 1;

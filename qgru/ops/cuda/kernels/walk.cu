@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_const
 #pragma unroll
                 for (int u = 0; u < 2; ++u) {
                     float4 k = s.k[stage][i][j][u][threadIdx.x];
-                    bool lost = __float_as_int(k.x) < 0;
+                    bool lost = k.x < 0;
                     d[u] = lost ? 0.0f : dh[i][j][u] + (u ? d_out.y : d_out.x);
                     dh[i][j][u] = d[u] * k.x;
                     scaled[i][j][0][u] = d[u] * k.y;
