@@ -23,7 +23,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     A link is followed; a device or a pipe is yielded itself, for nothing can take its place.
 
     Raises:
-        OSError: where the folder can't be written to, or the disk is full; `path` is what it was then.
+        OSError: naming `path`, where its folder can't be written to or the disk is full; `path` is what it was then.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -35,8 +35,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
