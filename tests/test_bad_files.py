@@ -134,6 +134,28 @@ def test_an_export_to_nowhere_leaves_nothing(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("write", ["export_quant_params", "to_json"])
+def test_a_file_that_can_t_be_finished_is_the_former_one(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gru, path = quantized(), tmp_path / "file.json"
+    act = getattr(gru if write == "export_quant_params" else gru.bitwidth_config, write)
+    act(path)
+    former = path.read_text()
+    gru.adjust_quant_config("x", bitwidth=5)
+    act = getattr(gru if write == "export_quant_params" else gru.bitwidth_config, write)
+
+    def full(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*file.json"):
+        patch.setattr("os.replace", full)
+        act(path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == former
+    act(path)
+    assert path.read_text() != former
+
+
 JUNK = (
     *("null", "true", "0", "-1", "8", "8.0", "65", "1e5", "-0.0", "0.3", '""', '"8"', "[]", "[0]", "{}", '{"a": 1}'),
     *("1e999", "-1e999", "NaN", "-Infinity", "9" * 19, "9" * 5000, f'"{"x" * 10_000}"', f"[{'0,' * 5000}0]"),
