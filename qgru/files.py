@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,22 +13,30 @@ from typing import Any
 from uuid import uuid4
 
 _ECHOED = 80
+_DIGITS = 20  # of any 64-bit integer, its sign with it
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; what stands there takes `path`'s place once the block ends well.
 
+    A link is followed; a device or a pipe is yielded itself, for nothing can take its place.
+
     Raises:
-        OSError: where the folder can't be written to, or the disk is full; `path` is what it was then.
+        OSError: naming `path`, where its folder can't be written to or the disk is full; `path` is what it was then.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         yield temporary
-        os.replace(temporary, path)
-    except BaseException:
+        os.replace(temporary, target)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -42,17 +51,37 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: naming the file, where it is a folder, not JSON, nested too deeply, holds a number out of range, or
-            a key twice in one object.
+        ValueError: naming the file, where it is a folder, not JSON, nested too deeply, holds an integer of more than
+            20 digits, a number that no float64 holds, NaN or infinity, or a key twice in one object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder; expected a JSON file") from None
     except RecursionError:
         raise ValueError(f"{path}: is nested too deeply to be read") from None
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"the integer {shown(digits)} is out of range; expected at most {_DIGITS} digits")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {shown(number)} is out of range; expected a finite one")
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""`quant_params.json`: the grids of a layer, for the people who write the firmware."""
+"""`quant_params.json`: the grids of a layer, for the people who write the firmware.
+
+``docs/numerics.md#files`` describes every key.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qgru.direction import Direction, directions_of
+from qgru.files import read_json, shown, write_text
 from qgru.grid import Grid
-from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
+from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
 from qgru.state import CellState
 
 if TYPE_CHECKING:
@@ -18,7 +23,6 @@ if TYPE_CHECKING:
 
 _MODEL_FIELDS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
 _GATE_ORDER = "rzn"
-_BIASES = ("weight.bw", "weight.br")
 
 
 def describe(cell: CellState, name: str) -> dict[str, Any]:
@@ -37,8 +41,8 @@ def describe(cell: CellState, name: str) -> dict[str, Any]:
 def summary(gru: QuantGRU) -> str:
     """Return a table of a layer's operators as text."""
     lines = []
-    for index, cell in enumerate(gru._quant_state().cells):
-        lines.append(f"layer {index // _directions(gru)}{' reverse' * (index % _directions(gru))}")
+    for direction, cell in zip(directions_of(gru), gru._quant_state().cells, strict=True):
+        lines.append(str(direction))
         for name in cell.config.operators:
             fields = describe(cell, name)
             kind = f"{'u' * fields['is_unsigned']}int{fields['bitwidth']}"
@@ -53,20 +57,19 @@ def to_mapping(gru: QuantGRU, include_weights: bool = False) -> dict[str, Any]:
     """Return the file's content for a calibrated layer."""
     content: dict[str, Any] = {"model_info": {name: getattr(gru, name) for name in _MODEL_FIELDS}}
     content["model_info"]["gate_order"] = _GATE_ORDER
-    for index, (section, cell) in enumerate(zip(_sections(gru), gru._quant_state().cells, strict=True)):
+    for direction, cell in zip(directions_of(gru), gru._quant_state().cells, strict=True):
         entries = {OPERATORS[name].short: _entry(grid) for name, grid in (cell.grids or {}).items()}
         if include_weights:
-            weights = gru.quantized_weights(index // _directions(gru), bool(index % _directions(gru)))
-            for name, integers in weights.items():
-                if gru.bias or name not in _BIASES:
+            for name, integers in gru.quantized_weights(*direction).items():
+                if gru.bias or name not in BIASES:
                     entries[OPERATORS[name].short]["quantized_weights"] = integers.tolist()
-        content[section] = entries
+        content[direction.section] = entries
     return content
 
 
 def save(gru: QuantGRU, path: str | Path, include_weights: bool) -> None:
-    """Write the file."""
-    Path(path).write_text(json.dumps(to_mapping(gru, include_weights), indent=2) + "\n", encoding="utf-8")
+    """Write the file, whole or not at all."""
+    write_text(path, json.dumps(to_mapping(gru, include_weights), indent=2) + "\n")
 
 
 def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
@@ -75,10 +78,11 @@ def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
     Weights in the file are not read: the parameters stay the module's own.
 
     Raises:
+        FileNotFoundError: where there is none.
         ValueError: naming the file, what differs or is malformed, and what was expected.
     """
+    content = read_json(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         return _cells(gru, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -89,68 +93,88 @@ def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
     _check_model(gru, _mapping(info, "model_info"))
     order = info.get("gate_order", "zrn")
     if not isinstance(order, str) or sorted(order) != sorted(_GATE_ORDER):
-        raise ValueError(f"gate_order is {order!r}; expected the letters {_GATE_ORDER!r} in some order")
-    expected = _sections(gru)
+        raise ValueError(f"gate_order is {shown(order)}; expected the letters {_GATE_ORDER!r} in some order")
+    expected = [direction.section for direction in directions_of(gru)]
     extra = [key for key in content if key.startswith("operators") and key not in expected]
     if extra:
-        raise ValueError(f"section {extra[0]!r} belongs to another module; expected {', '.join(expected)}")
-    cells = []
-    for section, old in zip(expected, gru._quant_state().cells, strict=True):
-        entries = _mapping(content.get(section), f"section {section!r}")
-        names = {short: canonical_name(short) for short in entries}
-        kept = {short: name for short, name in names.items() if gru.bias or name not in _BIASES}
-        grids = {name: _grid(gru, section, short, entries[short], order) for short, name in kept.items()}
-        missing = [n for n in OPERATORS if n != OPTIONAL and n not in grids and (gru.bias or n not in _BIASES)]
-        if missing:
-            raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
-        for name in _BIASES if not gru.bias else ():
-            own = old.config.operators[name]
-            grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
-        configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
-        cells.append(CellState(configs, {name: grids[name] for name in configs.operators}))
-    if any(a.grids["input.x"] != b.grids["input.x"] for a, b in _direction_pairs(gru, cells)):
-        raise ValueError("operator 'input.x' differs between the directions of a layer; expected one grid for both")
-    return tuple(cells)
+        raise ValueError(f"section {shown(extra[0])} belongs to another module; expected {', '.join(expected)}")
+    known = zip(directions_of(gru), gru._quant_state().cells, strict=True)
+    cells = {direction: _cell(gru, content, direction.section, old, order) for direction, old in known}
+    for direction, cell in cells.items():
+        if cell.grids["input.x"] != cells[Direction(direction.layer)].grids["input.x"]:
+            raise ValueError(f"{direction.section}.x differs from the other direction's; expected one grid for both")
+    return tuple(cells.values())
+
+
+def _cell(gru: QuantGRU, content: Mapping[str, Any], section: str, old: CellState, order: str) -> CellState:
+    grids: dict[str, Grid] = {}
+    for short, entry in _mapping(content.get(section), f"section {section!r}").items():
+        name = canonical_name(short)
+        if name in grids:
+            raise ValueError(f"section {section!r} gives the operator {name!r} twice")
+        if gru.bias or name not in BIASES:
+            grids[name] = _grid(gru, f"{section}.{short}", name, entry, order)
+    for name in () if gru.bias else BIASES:
+        own = old.config.operators[name]
+        grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
+    missing = [name for name in OPERATORS if name not in grids and name != OPTIONAL]
+    if missing:
+        raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
+    configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
+    return CellState(configs, {name: grids[name] for name in configs.operators})
 
 
 def _check_model(gru: QuantGRU, info: Mapping[str, Any]) -> None:
     for name in _MODEL_FIELDS:
         own = getattr(gru, name)
         found = info.get(name, 1 if name == "num_layers" else own)
-        if found != own and name != "batch_first":  # a layout, not a property of the numbers
-            raise ValueError(f"{name} is {found!r}; expected {own!r}, the module's")
+        if name != "batch_first" and (type(found) is not type(own) or found != own):  # a layout changes no number
+            raise ValueError(f"{name} is {shown(found)}; expected {own!r}, the module's")
 
 
-def _grid(gru: QuantGRU, section: str, short: str, entry: Any, order: str) -> Grid:
-    name = canonical_name(short)
+def _grid(gru: QuantGRU, place: str, name: str, entry: Any, order: str) -> Grid:
     try:
         fields = _mapping(entry, "its entry")
-        kind = re.fullmatch(r"(U?)INT(\d+)", str(fields.get("dtype")))
+        dtype = fields.get("dtype")
+        kind = re.fullmatch(r"(U?)INT([0-9]{1,2})", dtype) if isinstance(dtype, str) else None
         if kind is None:
-            raise ValueError(f"dtype is {fields.get('dtype')!r}; expected INT<bits> or UINT<bits>")
-        exponent, zero_point = _exponent(fields), fields.get("zero_point", 0)
-        if OPERATORS[name].is_weight:
-            exponent = _per_channel(exponent, 3 * gru.hidden_size, order)
-            zero_point = next((z for z in zero_point if z), 0) if isinstance(zero_point, list) else zero_point
+            raise ValueError(f"dtype is {shown(dtype)}; expected INT<bits> or UINT<bits>")
+        is_weight = OPERATORS[name].is_weight
+        exponent, zero_point = _exponent(fields, is_weight), fields.get("zero_point", 0)
+        for number in zero_point if is_weight and isinstance(zero_point, list) else [zero_point]:
+            if _integer("zero_point", number) and is_weight:
+                raise ValueError(f"zero_point is {number}; expected 0, weights are symmetric")
+        if is_weight:
+            exponent, zero_point = _per_channel(exponent, 3 * gru.hidden_size, order), 0
         return Grid(int(kind[2]), fields.get("symmetric", zero_point == 0), bool(kind[1]), exponent, zero_point)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{section}.{short}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
-def _exponent(fields: Mapping[str, Any]) -> Any:
-    for key in ("n", "exp2_inv"):
-        if key in fields:
-            return fields[key]
-    if "scale" not in fields:
+def _exponent(fields: Mapping[str, Any], is_weight: bool) -> int | list[int]:
+    key = next((key for key in ("n", "exp2_inv", "scale") if key in fields), None)
+    if key is None:
         raise ValueError("has none of 'n', 'exp2_inv' and 'scale'; expected one")
-    scale = fields["scale"]
-    return [_log2(s) for s in scale] if isinstance(scale, list) else _log2(scale)
+    given = fields[key]
+    if is_weight and isinstance(given, list):
+        return [_one_exponent(key, number) for number in given]
+    return _one_exponent(key, given)
 
 
-def _log2(scale: float) -> int:
-    mantissa, exponent = math.frexp(scale)
+def _one_exponent(key: str, number: Any) -> int:
+    return _log2(number) if key == "scale" else _integer(key, number)
+
+
+def _integer(key: str, value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{key} is {shown(value)}; expected an integer")
+    return value
+
+
+def _log2(scale: Any) -> int:
+    mantissa, exponent = math.frexp(scale) if type(scale) in (int, float) else (0, 0)
     if mantissa != 0.5:
-        raise ValueError(f"scale is {scale!r}; expected a power of two")
+        raise ValueError(f"scale is {shown(scale)}; expected a power of two")
     return 1 - exponent
 
 
@@ -165,7 +189,7 @@ def _per_channel(exponent: Any, channels: int, order: str) -> tuple[int, ...]:
 
 def _entry(grid: Grid) -> dict[str, Any]:
     scales = [2.0**-n for n in grid.exponents]
-    lowest, highest = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+    lowest, highest = grid.mantissas
     lists = {
         "scale": scales,
         "zero_point": [grid.zero_point] * len(scales),
@@ -184,19 +208,5 @@ def _entry(grid: Grid) -> dict[str, Any]:
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}; expected an object")
+        raise ValueError(f"{name} is {shown(value)}; expected an object")
     return value
-
-
-def _directions(gru: QuantGRU) -> int:
-    return 2 if gru.bidirectional else 1
-
-
-def _sections(gru: QuantGRU) -> list[str]:
-    """Return the top-level keys in `nn.GRU`'s order of layers and directions."""
-    directions = ("operators", "operators_reverse")[: _directions(gru)]
-    return [key + (f"_l{layer}" if layer else "") for layer in range(gru.num_layers) for key in directions]
-
-
-def _direction_pairs(gru: QuantGRU, cells: list[CellState]) -> list[tuple[CellState, CellState]]:
-    return list(zip(cells[::2], cells[1::2], strict=True)) if gru.bidirectional else []

@@ -1,8 +1,12 @@
-"""The operator table and the bit width configuration, in its three forms: dataclass, nested mapping, JSON file."""
+"""The operator table and the bit width configuration, in its three forms: dataclass, nested mapping, JSON file.
+
+``docs/numerics.md#operators`` says what each operator holds.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -11,8 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from qgru.files import read_json, shown, write_text
+
 MIN_BITWIDTH, MAX_BITWIDTH = 1, 32
 _REMARKS = ("description", "comment")
+_LONGEST_NAME = 80  # beyond it, the nearest name takes long to find and helps nobody
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,9 @@ def canonical_name(name: str) -> str:
     if name in _FLAT_NAMES:
         table = ", ".join(f"{flat} -> {dotted}" for flat, dotted in _FLAT_NAMES.items())
         raise ValueError(f"operator {name!r} is a flat name; write {_FLAT_NAMES[name]!r} (all of them: {table})")
-    near = get_close_matches(str(name), [*OPERATORS, *_SHORT_NAMES], n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown operator {name!r}; the nearest is {near!r} (operators: {', '.join(OPERATORS)})")
+    written = name if isinstance(name, str) and len(name) <= _LONGEST_NAME else shown(name)
+    near = get_close_matches(written, [*OPERATORS, *_SHORT_NAMES], n=1, cutoff=0.0)[0]
+    raise ValueError(f"unknown operator {shown(name)}; the nearest is {near!r} (operators: {', '.join(OPERATORS)})")
 
 
 @dataclass(frozen=True)
@@ -134,11 +142,11 @@ class OperatorConfig:
     def __post_init__(self) -> None:
         if type(self.bitwidth) is not int or not MIN_BITWIDTH <= self.bitwidth <= MAX_BITWIDTH:
             raise ValueError(
-                f"bitwidth is {self.bitwidth!r}; expected an integer from {MIN_BITWIDTH} to {MAX_BITWIDTH}"
+                f"bitwidth is {shown(self.bitwidth)}; expected an integer from {MIN_BITWIDTH} to {MAX_BITWIDTH}"
             )
         for name in ("is_symmetric", "is_unsigned"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected true or false")
+                raise ValueError(f"{name} is {shown(getattr(self, name))}; expected true or false")
 
     @property
     def qmin(self) -> int:
@@ -176,7 +184,7 @@ class BitwidthConfig:
             if OPERATORS[name].is_weight and not config.is_symmetric:
                 raise ValueError(f"operator {name!r} has is_symmetric = False; weights are symmetric, expected True")
         if type(self.disable_quantization) is not bool:
-            raise ValueError(f"disable_quantization is {self.disable_quantization!r}; expected true or false")
+            raise ValueError(f"disable_quantization is {shown(self.disable_quantization)}; expected true or false")
         complete = {name: given.get(name, OperatorConfig()) for name in OPERATORS if name != OPTIONAL or name in given}
         object.__setattr__(self, "operators", MappingProxyType(complete))
 
@@ -193,6 +201,8 @@ class BitwidthConfig:
         Raises:
             ValueError: naming the operator or key, its value, and what was expected.
         """
+        if mapping is None:
+            raise ValueError("the configuration is None; expected a mapping")
         body = _section(mapping, "the configuration", optional=("GRU_config", "default_config", "operator_config"))
         if "GRU_config" in body:
             body = _section(body["GRU_config"], "GRU_config", optional=("default_config", "operator_config"))
@@ -213,8 +223,9 @@ class BitwidthConfig:
             FileNotFoundError: where there is none.
             ValueError: where it is not JSON or not a configuration; the message names the file.
         """
+        content = read_json(path)
         try:
-            return cls.from_mapping(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_mapping(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -236,41 +247,8 @@ class BitwidthConfig:
         return {"default_config": {"disable_quantization": self.disable_quantization}, "operator_config": nested}
 
     def to_json(self, path: str | Path) -> None:
-        """Write the JSON form."""
-        Path(path).write_text(json.dumps(self.to_mapping(), indent=2) + "\n", encoding="utf-8")
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship with the package (``conf/quant``)."""
-    folder = resources.files("qgru.conf.quant")
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_config(config: str | Path | Mapping[str, Any] | BitwidthConfig) -> BitwidthConfig:
-    """Turn a preset's name, the path of a JSON file, or a mapping into a ``BitwidthConfig``.
-
-    Raises:
-        FileNotFoundError: for a string that is neither a preset nor a file.
-        ValueError: for a configuration that is not one.
-    """
-    if isinstance(config, BitwidthConfig):
-        return config
-    if isinstance(config, Mapping):
-        return BitwidthConfig.from_mapping(config)
-    if not isinstance(config, str | Path):
-        raise TypeError(f"the configuration is {config!r}; expected a preset's name, a path or a mapping")
-    if Path(config).is_file():
-        return BitwidthConfig.from_json(config)
-    if str(config) in preset_names():
-        return _preset(str(config))
-    raise FileNotFoundError(f"{str(config)!r} is neither a file nor a preset (presets: {', '.join(preset_names())})")
-
-
-def _preset(name: str) -> BitwidthConfig:
-    from omegaconf import OmegaConf  # only presets need it
-
-    text = resources.files("qgru.conf.quant").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return BitwidthConfig.from_mapping(OmegaConf.to_container(OmegaConf.create(text).quant))
+        """Write the JSON form, whole or not at all."""
+        write_text(path, json.dumps(self.to_mapping(), indent=2) + "\n")
 
 
 def _section(value: Any, name: str, optional: Collection[str] | None = None) -> Mapping[str, Any]:
@@ -278,11 +256,11 @@ def _section(value: Any, name: str, optional: Collection[str] | None = None) -> 
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}; expected a mapping")
+        raise ValueError(f"{name} is {shown(value)}; expected a mapping")
     section = {key: entry for key, entry in value.items() if key not in _REMARKS}
     unknown = [key for key in section if optional is not None and key not in optional]
     if unknown:
-        raise ValueError(f"{name} holds {unknown[0]!r}; expected {' or '.join(map(repr, sorted(optional or ())))}")
+        raise ValueError(f"{name} holds {shown(unknown[0])}; expected {' or '.join(map(repr, sorted(optional or ())))}")
     return section
 
 
@@ -306,3 +284,38 @@ def _operator_config(name: str, entry: Any) -> OperatorConfig:
         return OperatorConfig(**_section(entry, "its entry", optional=_FIELDS))
     except ValueError as error:
         raise ValueError(f"operator {name!r}: {error}") from error
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package (``conf/quant``)."""
+    folder = resources.files("qgru.conf.quant")
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(config: str | Path | Mapping[str, Any] | BitwidthConfig) -> BitwidthConfig:
+    """Turn a preset's name, the path of a JSON file, or a mapping into a ``BitwidthConfig``.
+
+    Raises:
+        FileNotFoundError: for a string that is neither a preset nor a file.
+        ValueError: for a configuration that is not one; of a file, the message names it.
+        TypeError: for anything else.
+    """
+    if isinstance(config, BitwidthConfig):
+        return config
+    if isinstance(config, Mapping):
+        return BitwidthConfig.from_mapping(config)
+    if not isinstance(config, str | Path):
+        raise TypeError(f"the configuration is {shown(config)}; expected a preset's name, a path or a mapping")
+    if not os.path.isfile(config) and str(config) in preset_names():
+        return _preset(str(config))
+    if os.path.exists(config):
+        return BitwidthConfig.from_json(config)
+    presets = ", ".join(preset_names())
+    raise FileNotFoundError(f"{shown(str(config))} is neither a file nor a preset (presets: {presets})")
+
+
+def _preset(name: str) -> BitwidthConfig:
+    from omegaconf import OmegaConf  # only presets need it
+
+    text = resources.files("qgru.conf.quant").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return BitwidthConfig.from_mapping(OmegaConf.to_container(OmegaConf.create(text).quant))
