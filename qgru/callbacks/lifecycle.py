@@ -14,16 +14,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
-from qgru.callbacks.batches import ForwardFn, rewind
-from qgru.callbacks.calibrate import Calibrate, uncalibrated_layers
+from qgru.callbacks.batches import rewind
+from qgru.callbacks.calibrate import Calibrate
 from qgru.callbacks.compatibility import check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
+from qgru.callbacks.folder import check_folder, write_checkpoint
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.weights import exported_weights, share_quantization_state
 from qgru.convert import convert, quantized_layers
 from qgru.schema import load_config
+from qgru.stages.calibration import uncalibrated_layers
+from qgru.stages.passes import ForwardFn
 
 _STATE = "qgru_lifecycle"
 
@@ -103,6 +106,8 @@ class QuantizationLifecycle(Callback):
             if is_overridden("configure_model", pl_module):
                 pl_module.configure_model()
             check_averaging(trainer)
+            if not self.config.disable_quantization and self.export_dir is not None:
+                check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
         convert(pl_module)
         self._conversion = pl_module.register_load_state_dict_pre_hook(_convert_before_loading)
@@ -250,7 +255,7 @@ class QuantizationLifecycle(Callback):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.export_dir is not None:
-            trainer.save_checkpoint(self.export_dir / name, weights_only=True)
+            write_checkpoint(trainer, self.export_dir / name)
 
 
 def _convert_before_loading(module: LightningModule, *_: Any) -> None:

@@ -1,27 +1,11 @@
-"""Stage 3: train the quantized model."""
+"""When to train quantized: from the epoch on at whose start there are grids."""
 
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
-from qgru.convert import quantized_layers
-
-
-def start_qat_epoch(module: nn.Module) -> bool:
-    """Switch every calibrated layer to its quantized forward, with weight grids that fit the current weights.
-
-    Weights move in training; derived anew each epoch, their grids never hold them back.
-
-    Returns:
-        True where there is a calibrated layer.
-    """
-    layers = [layer for layer in quantized_layers(module).values() if layer.is_calibrated()]
-    for layer in layers:
-        layer.use_quantization = True
-        layer.refresh_weight_grids()
-    return bool(layers)
+from qgru.stages import start_qat_epoch
 
 
 class QAT(Callback):

@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from qgru.callbacks.calibrate import uncalibrated_layers
+from qgru.callbacks import lightning_private
 from qgru.callbacks.compatibility import averaging_callbacks
 from qgru.convert import quantized_layers
+from qgru.stages.calibration import uncalibrated_layers
 from qgru.state import BUFFERS
 
 
@@ -71,8 +72,9 @@ def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
 
 def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
     for callback in averaging_callbacks(trainer):
-        if callback._average_model is not None:
-            pl_module.load_state_dict(callback._average_model.module.state_dict())
+        average = lightning_private.averaged_model(callback)
+        if average is not None:
+            pl_module.load_state_dict(average.state_dict())
             return f"the weights averaged by {type(callback).__name__}"
     return None
 
@@ -80,8 +82,9 @@ def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
 def share_quantization_state(trainer: Trainer, pl_module: LightningModule) -> None:
     """Give averaged copies of a module its grids at once, so that they are never scored in float or on old grids."""
     for callback in averaging_callbacks(trainer):
-        if callback._average_model is not None:
-            copies = quantized_layers(callback._average_model.module)
+        average = lightning_private.averaged_model(callback)
+        if average is not None:
+            copies = quantized_layers(average)
             for name, layer in quantized_layers(pl_module).items():
                 for buffer in BUFFERS:
                     getattr(copies[name], buffer).copy_(getattr(layer, buffer))
