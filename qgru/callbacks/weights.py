@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
@@ -47,12 +48,9 @@ def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, T
     if best is None:
         return None
     path = best.best_model_path
-    # Files in the run's own folder may hold hyperparameters of any type; what a resumed run was told of others may not.
-    is_own = best.dirpath is not None and Path(path).parent == Path(best.dirpath)
     try:
-        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=not is_own)
-        pl_module.on_load_checkpoint(checkpoint)
-        pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+        weights = _read_weights(trainer, pl_module, path)
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
         if uncalibrated_layers(pl_module):
             raise ValueError("it holds a float model")
     except Exception as error:
@@ -60,6 +58,46 @@ def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, T
         pl_module.load_state_dict(own)
         return None
     return f"the best checkpoint {path}"
+
+
+def _read_weights(trainer: Trainer, pl_module: LightningModule, path: str) -> Mapping[str, Tensor]:
+    """Read a checkpoint's weights and run no code of it, for a resumed checkpoint may have named any file.
+
+    A checkpoint may hold objects that only their code can make, such as hyperparameters. There are stand-ins for them
+    then, which the module's own `on_load_checkpoint` is not shown.
+
+    Raises:
+        ValueError: naming the objects' types, where the weights can't be read past them.
+    """
+    try:
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+    except UnpicklingError:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not unknown:
+            raise
+        with torch.serialization.safe_globals([(_stand_in(), name) for name in unknown]):
+            try:
+                return trainer.strategy.load_checkpoint(path, weights_only=True)["state_dict"]
+            except Exception as error:
+                raise ValueError(f"it holds {', '.join(sorted(unknown))}, which is not read: that runs code") from error
+    pl_module.on_load_checkpoint(checkpoint)
+    return checkpoint["state_dict"]
+
+
+def _stand_in() -> type:
+    """Return a class for an object that is not made: it takes any arguments and any state, and keeps none."""
+
+    class StandIn:
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().__new__(cls)
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def __setstate__(self, state: Any) -> None:
+            pass
+
+    return StandIn
 
 
 def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
