@@ -22,6 +22,7 @@ from qgru.callbacks.finalize import Finalize
 from qgru.callbacks.folder import check_folder, write_checkpoint
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.qat import QAT
+from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.weights import exported_weights, share_quantization_state
 from qgru.convert import convert, quantized_layers
 from qgru.schema import load_config
@@ -109,12 +110,13 @@ class QuantizationLifecycle(Callback):
             if not self.config.disable_quantization and self.export_dir is not None:
                 check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
-        convert(pl_module)
-        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert_before_loading)
+        _convert(pl_module)
+        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the bit widths of the layers that are not calibrated."""
         layers = quantized_layers(convert(pl_module))
+        self._qat.on_fit_start(trainer, pl_module)
         if not layers:
             raise MisconfigurationException(f"{type(pl_module).__name__} holds no nn.GRU; there is nothing to quantize")
         for name, layer in layers.items():
@@ -174,6 +176,7 @@ class QuantizationLifecycle(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind on the trainer's callbacks and the module."""
         self._gate.open()
+        self._qat.teardown(trainer, pl_module, stage)
         if self._conversion is not None:
             self._conversion.remove()
 
@@ -258,8 +261,8 @@ class QuantizationLifecycle(Callback):
             write_checkpoint(trainer, self.export_dir / name)
 
 
-def _convert_before_loading(module: LightningModule, *_: Any) -> None:
-    convert(module)
+def _convert(module: LightningModule, *_: Any) -> None:
+    exclude_from_broadcast(convert(module))
 
 
 def _planned_epochs(trainer: Trainer) -> float:
