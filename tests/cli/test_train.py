@@ -102,7 +102,27 @@ def test_a_run_resumed_in_its_folder_ends_with_the_same_integers(monkeypatch, tm
     run(monkeypatch, *settings, "trainer.max_epochs=4", f"hydra.run.dir={halved}", resume)
     assert (halved / "quant_params.json").read_text() == (whole / "quant_params.json").read_text()
     assert read_rows(halved / "results.csv") == read_rows(whole / "results.csv")
-    assert (halved / "metrics" / "version_1" / "metrics.csv").is_file()
+    assert [path.name for path in (halved / "metrics").iterdir()] == ["version_0"]
+
+
+def test_a_killed_and_resumed_run_leaves_the_files_of_a_whole_one(monkeypatch, tmp_path):
+    """Byte for byte, the logged metrics too."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = [*TOY, "+quant=int8", "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
+    run(monkeypatch, *settings, f"hydra.run.dir={whole}")
+    kill = "+callbacks.kill={_target_:tests.callbacks.test_resume.Kill,epoch:3,batch:1}"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *settings, f"hydra.run.dir={killed}", kill)
+    run(monkeypatch, *settings, f"hydra.run.dir={killed}", f"ckpt_path={killed}/checkpoints/last.ckpt")
+    assert [path.name for path in (killed / "metrics").iterdir()] == ["version_0"]
+    for name in ("metrics/version_0/metrics.csv", "quant_params.json", "model_qdq.onnx", "results.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_second_run_in_the_same_folder_logs_into_a_new_version(monkeypatch, tmp_path):
+    for _ in range(2):
+        run(monkeypatch, *TOY, f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1")
+    assert sorted(path.name for path in (tmp_path / "metrics").iterdir()) == ["version_0", "version_1"]
 
 
 def test_a_preset_that_arrives_as_a_string_is_refused_with_the_fix(monkeypatch, tmp_path, capsys):
