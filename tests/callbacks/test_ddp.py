@@ -14,10 +14,10 @@ from torch import nn
 
 import qgru
 from qgru.callbacks.ranks import exclude_from_broadcast, include_in_broadcast
-from qgru.stages import calibrate, finalize, start_qat_epoch
+from qgru.stages import start_qat_epoch
 
 from . import ddp_run
-from .models import Model, loader
+from .models import Model, calibrated
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,10 +53,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_differ_become_rank_zero(tmp_path: Path) -> None:
-    model = qgru.convert(Model())
+    model = calibrated()
     model.register_buffer("own", torch.zeros(1))
-    calibrate(model, loader())
-    finalize(model)
     start_qat_epoch(model)
     torch.save(model.state_dict(), tmp_path / "start.pt")
     records = run_two(tmp_path / "two", tmp_path / "start.pt")

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import qgru
 from qgru.callbacks import QAT, Calibrate, Export, Finalize, QuantizationLifecycle
-from qgru.stages import calibrate, finalize
 
-from .models import Model, assert_same, fit, loader, state
-
-
-def calibrated() -> Model:
-    model = qgru.convert(Model())
-    calibrate(model, loader())
-    finalize(model)
-    return model
+from .models import Model, assert_same, calibrated, fit, state
 
 
 def test_callbacks_make_up_the_lifecycle(tmp_path: Path) -> None:
@@ -55,6 +48,7 @@ def test_fast_dev_run_exports(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "files").iterdir()} == names
 
 
+@pytest.mark.slow
 def test_module_compiled_as_a_whole_is_exported(tmp_path: Path) -> None:
     model = calibrated()
     fit(tmp_path, QAT(), Export(tmp_path / "files"), model=torch.compile(model, backend="eager"), max_epochs=1)
