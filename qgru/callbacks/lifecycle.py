@@ -54,7 +54,10 @@ class QuantizationLifecycle(Callback):
     stage on its few batches.
 
     With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
-    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only.
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only. A folder that
+    can't be written to fails the fit at its start; a write that fails later is a warning, and leaves no half file.
+    A resumed run writes the same files byte for byte. (Lightning's `CSVLogger` begins another version then, unless it
+    is given `version`; `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
         config: the bit widths: a preset's name, the path of a JSON file, or a mapping.

@@ -23,7 +23,7 @@ from qgru.state import BUFFERS
 
 @contextmanager
 def exported_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
-    """Lend a module the weights to export; afterwards it has its own again.
+    """Load the weights to export into a module; afterwards it has its own again.
 
     Only rank zero writes files, so only rank zero changes anything.
 
@@ -36,14 +36,14 @@ def exported_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[s
     own = copy.deepcopy(pl_module.state_dict())
     observations = {layer: layer.observations for layer in quantized_layers(pl_module).values()}
     try:
-        yield _lend_best(trainer, pl_module, own) or _lend_averaged(trainer, pl_module) or "the last weights"
+        yield _load_best(trainer, pl_module, own) or _load_averaged(trainer, pl_module) or "the last weights"
     finally:
         pl_module.load_state_dict(own)
         for layer, seen in observations.items():  # loading drops them, and they are still those of these grids
             layer.observations = seen
 
 
-def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, Tensor]) -> str | None:
+def _load_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, Tensor]) -> str | None:
     best = _monitoring_checkpoint(trainer)
     if best is None:
         return None
@@ -108,7 +108,7 @@ def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return None
 
 
-def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
+def _load_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
     for callback in averaging_callbacks(trainer):
         average = lightning_private.averaged_model(callback)
         if average is not None:

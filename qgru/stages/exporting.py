@@ -61,7 +61,7 @@ def export(
     directory, reports = Path(directory), {}
     module = getattr(module, "_orig_mod", module)  # as a whole from `torch.compile`
     directory.mkdir(parents=True, exist_ok=True)
-    with _at_rest(module):
+    with _eager_on_cpu(module):
         layers = quantized_layers(module)
         for name, file_name in _file_names(layers).items():
             prefix = f"{file_name}." if len(layers) > 1 else ""
@@ -110,7 +110,7 @@ def _export_onnx(
 
 
 @contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
+def _eager_on_cpu(module: nn.Module) -> Iterator[None]:
     """Have a module on the CPU, in eval mode and uncompiled; afterwards it is what it was.
 
     In place: a model at the end of a fit may hold what can't be copied, such as tensors with a graph, or locks.
