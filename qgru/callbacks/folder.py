@@ -1,19 +1,13 @@
-"""The folder that a fit exports to: found unfit before training rather than after, and written to with care."""
+"""The folder that a fit exports to is found unfit before training, rather than after."""
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from uuid import uuid4
 
-import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-
-from qgru.callbacks import lightning_private
-from qgru.files import written_whole
 
 _CHUNK = bytes(1 << 20)
 
@@ -56,22 +50,3 @@ def _remove(probe: Path, folders: list[Path]) -> None:
             folder.rmdir()
     except OSError:
         pass  # what is in the way was reported, or is somebody else's
-
-
-def write_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write a weights-only checkpoint of the module, whole or not at all; a collective call.
-
-    A failed write is a warning: it must not cost the training. (Lightning's own copies across file systems, which
-    leaves half a file where the disk is full.)
-    """
-    checkpoint = lightning_private.weights_checkpoint(trainer)
-    if trainer.is_global_zero:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
-        except OSError as error:
-            rank_zero_warn(f"qgru: {path} was not written, and the fit goes on without it: {error}")
-    trainer.strategy.barrier("qgru checkpoint")

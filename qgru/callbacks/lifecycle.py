@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from qgru.callbacks import random_state
 from qgru.callbacks.batches import rewind
 from qgru.callbacks.calibrate import Calibrate
+from qgru.callbacks.checkpoint_io import write_weights
 from qgru.callbacks.compatibility import check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
-from qgru.callbacks.folder import check_folder, write_checkpoint
+from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
@@ -261,7 +262,7 @@ class QuantizationLifecycle(Callback):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.export_dir is not None:
-            write_checkpoint(trainer, self.export_dir / name)
+            write_weights(trainer, self.export_dir / name)
 
 
 def _convert(module: LightningModule, *_: Any) -> None:

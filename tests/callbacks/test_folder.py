@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from hydra.utils import instantiate
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 from torch import nn
 
 from qgru.callbacks import Export, QuantizationLifecycle
@@ -18,6 +24,7 @@ from qgru.callbacks.folder import check_folder
 
 from .models import Model, fit
 
+ROOT = Path(__file__).parents[2]
 LARGE = {"hidden_size": 64}  # its parameters alone take 53,000 bytes
 LIMIT = 40_000
 
@@ -40,8 +47,10 @@ class FillsUp(Callback):
         self.limit = files_up_to(LIMIT)
         self.limit.__enter__()
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any, exception: Any = None) -> None:
         self.limit.__exit__(None, None, None)
+
+    on_exception = on_fit_end
 
 
 def exporting(kind: str, folder: Path) -> Callback:
@@ -102,6 +111,34 @@ def test_an_earlier_runs_files_survive_a_failed_write(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="was not written"):
         fit(tmp_path, FillsUp(), exporting("lifecycle", files), model=Model(**LARGE), max_epochs=3)
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+def run_with_the_configured_plugin(folder: Path) -> None:
+    plugin = instantiate(OmegaConf.load(ROOT / "conf" / "trainer" / "default.yaml").plugins[0])
+    checkpoint = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    fit(folder.parent, checkpoint, model=Model(**LARGE), max_epochs=1, plugins=[plugin])
+
+
+def test_lightnings_checkpoints_survive_a_failed_write(tmp_path: Path) -> None:
+    run_with_the_configured_plugin(tmp_path / "run")
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    with pytest.raises(OSError, match="too large"), files_up_to(LIMIT):
+        run_with_the_configured_plugin(tmp_path / "run")
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
+
+
+def test_lightnings_checkpoints_never_cross_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a move is a copy, and half a checkpoint would stand where the disk fills up."""
+
+    def across_file_systems(source: str, target: str) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", across_file_systems)
+    with files_up_to(resource.getrlimit(resource.RLIMIT_FSIZE)[0]):
+        run_with_the_configured_plugin(tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_a_failing_export_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
