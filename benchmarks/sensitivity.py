@@ -18,9 +18,9 @@ from lightning import LightningDataModule, LightningModule
 
 import qgru
 from benchmarks.recipes import PRESETS, RESULTS, ROOT, folder_of
-from qgru.callbacks.calibrate import calibrate
 from qgru.report.table import read_csv, write_csv
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, load_config
+from qgru.stages import calibrate
 
 NARROW, WIDE = 8, 16
 COLUMNS = ("operator", "bits", "other_bits", "seed", "metric", "value")

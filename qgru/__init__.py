@@ -22,12 +22,13 @@ __all__ = [
     "quantized_layers",
     "report",
     "revert",
+    "stages",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need Lightning, ONNX or matplotlib only when they are used."""
-    if name in ("callbacks", "export", "report"):
+    """Import the parts that few programs need, some of them with Lightning, ONNX or matplotlib, when they are used."""
+    if name in ("callbacks", "export", "report", "stages"):
         return import_module(f"qgru.{name}")
     raise AttributeError(f"module 'qgru' has no attribute {name!r}")

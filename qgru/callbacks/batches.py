@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
 from torch.utils.data import DataLoader
 
-ForwardFn: TypeAlias = Callable[[Any, Any], Any]
-"""``forward_fn(module, batch)``: calls the model on a training batch; what it returns is not used."""
+from qgru.callbacks import lightning_private
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> Iterator[Any]:
@@ -29,7 +26,7 @@ def training_batches(trainer: Trainer, pl_module: LightningModule, count: int) -
     try:
         for batch, _, _ in islice(iter(loader), int(min(count, trainer.num_training_batches))):
             batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch)
+            batch = lightning_private.before_batch_transfer(pl_module, batch)
             yield trainer.strategy.batch_to_device(batch)
     finally:
         loader.reset()
@@ -44,29 +41,8 @@ def _with_own_iterator(iterable: Any) -> Any:
     return view
 
 
-def call_model(forward_fn: ForwardFn | None, module: nn.Module, batch: Any) -> Any:
-    """Call `forward_fn(module, batch)`, by default `module(batch[0])` for a tuple or list, else `module(batch)`.
-
-    Raises:
-        RuntimeError: where the default does not fit the model; the message asks for a `forward_fn`.
-    """
-    if forward_fn is not None:
-        return forward_fn(module, batch)
-    is_sequence = isinstance(batch, tuple | list)
-    try:
-        return module(batch[0] if is_sequence else batch)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        call = "module(batch[0])" if is_sequence else "module(batch)"
-        raise RuntimeError(
-            f"calling {type(module).__name__} on a training batch ({type(batch).__name__}) as {call} failed with "
-            f"{type(error).__name__}: {error}. If the model takes its batch in another way, pass "
-            "forward_fn(module, batch)"
-        ) from error
-
-
 def rewind(trainer: Trainer) -> None:
     """Start Lightning's own iteration over the training data anew, as it does itself at the start of an epoch."""
-    if trainer.fit_loop._data_fetcher is not None:
-        iter(trainer.fit_loop._data_fetcher)
+    fetcher = lightning_private.data_fetcher(trainer)
+    if fetcher is not None:
+        iter(fetcher)

@@ -1,81 +1,20 @@
-"""Stage 1: observe the float model on training data."""
+"""When to calibrate: at the start of an epoch, on the trainer's training data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from qgru.calibration import merge_ranks
-from qgru.callbacks.batches import ForwardFn, call_model, training_batches
+from qgru.callbacks.batches import training_batches
 from qgru.callbacks.progress import track
-from qgru.convert import quantized_layers
-from qgru.gru import QuantGRU
-
-
-def uncalibrated_layers(module: nn.Module) -> dict[str, QuantGRU]:
-    """Return the layers of a module that hold no grids yet, by qualified name."""
-    return {name: layer for name, layer in quantized_layers(module).items() if not layer.is_calibrated()}
-
-
-def calibrate(module: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> int:
-    """Run the float model over batches while its uncalibrated layers observe their values.
-
-    The module is in eval mode meanwhile; every submodule gets its own mode back, and torch's, numpy's and Python's
-    random states are left as they were. Layers that are calibrated are left alone.
-
-    Args:
-        module: a converted module.
-        batches: what `forward_fn` takes, on the module's device.
-        forward_fn: how to call the module; see `call_model`.
-
-    Returns:
-        The number of batches seen.
-    """
-    layers, seen = uncalibrated_layers(module).values(), 0
-    with extra_pass(module), _observing(layers):
-        for batch in batches:
-            call_model(forward_fn, module, batch)
-            seen += 1
-    return seen
-
-
-@contextmanager
-def _observing(layers: Iterable[QuantGRU]) -> Iterator[None]:
-    for layer in layers:
-        layer.reset_calibration()
-        layer.calibrating = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.calibrating = False
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode; afterwards every submodule has its own mode back."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in modes:
-            submodule.training = mode
-
-
-@contextmanager
-def extra_pass(module: nn.Module) -> Iterator[None]:
-    """Call a module without a trace: in eval mode, uncompiled, without gradients, and from isolated random states."""
-    eager = torch.compiler.set_stance("force_eager")
-    with eval_mode(module), isolate_rng(torch.cuda.is_initialized()), torch.no_grad(), eager:
-        yield
+from qgru.stages import calibrate
+from qgru.stages.calibration import uncalibrated_layers
+from qgru.stages.passes import ForwardFn, call_model
 
 
 class Calibrate(Callback):
@@ -118,11 +57,11 @@ class Calibrate(Callback):
         merge_ranks(pl_module)
         total = torch.tensor(float(seen), device=trainer.strategy.root_device)
         total = int(trainer.strategy.reduce(total, reduce_op="sum"))
-        blind = [name for name, layer in layers.items() if not layer.has_observations()]
-        if blind:
+        unreached = [name for name, layer in layers.items() if not layer.has_observations()]
+        if unreached:
             why = "no training batch (limit_train_batches, or an empty loader)" if not total else "another forward_fn"
             expected = "expected at least one" if not total else f"the call on {total} batches did not reach it"
-            raise RuntimeError(f"calibration of layer {blind[0]!r} saw no data: {why}; {expected}")
+            raise RuntimeError(f"calibration of layer {unreached[0]!r} saw no data: {why}; {expected}")
         rank_zero_info(f"qgru: calibrated {', '.join(layers)} on {total} training batches")
 
     def _forward(self, trainer: Trainer, module: nn.Module, batch: Any) -> None:

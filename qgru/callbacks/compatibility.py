@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from qgru.callbacks import lightning_private
 from qgru.gru import QuantGRU
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -34,12 +35,12 @@ def check_averaging(trainer: Trainer) -> None:
     """
     for callback in averaging_callbacks(trainer):
         name = type(callback).__name__
-        if callback._use_buffers:
+        if lightning_private.averages_buffers(callback):
             raise MisconfigurationException(
                 f"{name}(use_buffers=True) averages the buffers that hold the quantization grids, which are integers; "
                 f"expected {name}(use_buffers=False)"
             )
-        copied = callback._average_model
+        copied = lightning_private.averaged_model(callback)
         if copied is not None and holds_float_gru(copied):
             raise MisconfigurationException(
                 f"{name} copied the model before its nn.GRU layers were converted; list the quantization callback "

@@ -14,16 +14,21 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
-from qgru.callbacks.batches import ForwardFn, rewind
-from qgru.callbacks.calibrate import Calibrate, uncalibrated_layers
+from qgru.callbacks.batches import rewind
+from qgru.callbacks.calibrate import Calibrate
+from qgru.callbacks.checkpoint_io import write_weights
 from qgru.callbacks.compatibility import check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
+from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.qat import QAT
+from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.weights import exported_weights, share_quantization_state
 from qgru.convert import convert, quantized_layers
 from qgru.schema import load_config
+from qgru.stages.calibration import uncalibrated_layers
+from qgru.stages.passes import ForwardFn
 
 _STATE = "qgru_lifecycle"
 
@@ -50,7 +55,10 @@ class QuantizationLifecycle(Callback):
     stage on its few batches.
 
     With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
-    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only.
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only. A folder that
+    can't be written to fails the fit at its start; a write that fails later is a warning, and leaves no half file.
+    A resumed run writes the same files byte for byte. (Lightning's `CSVLogger` begins another version then, unless it
+    is given `version`; `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
         config: the bit widths: a preset's name, the path of a JSON file, or a mapping.
@@ -103,13 +111,16 @@ class QuantizationLifecycle(Callback):
             if is_overridden("configure_model", pl_module):
                 pl_module.configure_model()
             check_averaging(trainer)
+            if not self.config.disable_quantization and self.export_dir is not None:
+                check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
-        convert(pl_module)
-        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert_before_loading)
+        _convert(pl_module)
+        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the bit widths of the layers that are not calibrated."""
         layers = quantized_layers(convert(pl_module))
+        self._qat.on_fit_start(trainer, pl_module)
         if not layers:
             raise MisconfigurationException(f"{type(pl_module).__name__} holds no nn.GRU; there is nothing to quantize")
         for name, layer in layers.items():
@@ -169,6 +180,7 @@ class QuantizationLifecycle(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind on the trainer's callbacks and the module."""
         self._gate.open()
+        self._qat.teardown(trainer, pl_module, stage)
         if self._conversion is not None:
             self._conversion.remove()
 
@@ -250,11 +262,11 @@ class QuantizationLifecycle(Callback):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.export_dir is not None:
-            trainer.save_checkpoint(self.export_dir / name, weights_only=True)
+            write_weights(trainer, self.export_dir / name)
 
 
-def _convert_before_loading(module: LightningModule, *_: Any) -> None:
-    convert(module)
+def _convert(module: LightningModule, *_: Any) -> None:
+    exclude_from_broadcast(convert(module))
 
 
 def _planned_epochs(trainer: Trainer) -> float:

@@ -42,23 +42,23 @@ class EarlyStopGate:
 
     def __init__(self) -> None:
         self.stop_requested = self.has_diverged = False
-        self._guarded: list[EarlyStopping] = []
+        self._gated: list[EarlyStopping] = []
 
     def close(self, trainer: Trainer) -> None:
-        """Guard the early stopping callbacks of a trainer."""
+        """Hold back the early stopping callbacks of a trainer."""
         for stopping in trainer.early_stopping_callbacks:
             for hook in _HOOKS:
-                setattr(stopping, hook, partial(self._guard, stopping, getattr(stopping, hook)))
-            self._guarded.append(stopping)
+                setattr(stopping, hook, partial(self._held_back, stopping, getattr(stopping, hook)))
+            self._gated.append(stopping)
 
     def open(self) -> None:
         """Let the callbacks stop the fit again."""
-        for stopping in self._guarded:
+        for stopping in self._gated:
             for hook in _HOOKS:
                 delattr(stopping, hook)
-        self._guarded.clear()
+        self._gated.clear()
 
-    def _guard(
+    def _held_back(
         self, stopping: EarlyStopping, hook: Callable[..., None], trainer: Trainer, pl_module: LightningModule
     ) -> None:
         was_stopped = trainer.should_stop

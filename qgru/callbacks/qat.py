@@ -1,27 +1,12 @@
-"""Stage 3: train the quantized model."""
+"""When to train quantized: from the epoch on at whose start there are grids."""
 
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
-from qgru.convert import quantized_layers
-
-
-def start_qat_epoch(module: nn.Module) -> bool:
-    """Switch every calibrated layer to its quantized forward, with weight grids that fit the current weights.
-
-    Weights move in training; derived anew each epoch, their grids never hold them back.
-
-    Returns:
-        True where there is a calibrated layer.
-    """
-    layers = [layer for layer in quantized_layers(module).values() if layer.is_calibrated()]
-    for layer in layers:
-        layer.use_quantization = True
-        layer.refresh_weight_grids()
-    return bool(layers)
+from qgru.callbacks.ranks import exclude_from_broadcast, include_in_broadcast, share_rank_zeros_state
+from qgru.stages import start_qat_epoch
 
 
 class QAT(Callback):
@@ -33,6 +18,14 @@ class QAT(Callback):
     def __init__(self) -> None:
         self._is_announced = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep DDP from broadcasting the quantization state before every forward."""
+        exclude_from_broadcast(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from one quantization state on all ranks, rank zero's."""
+        share_rank_zeros_state(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Every fit says once from which epoch on it trains quantization-aware."""
         self._is_announced = False
@@ -40,6 +33,14 @@ class QAT(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch."""
         self.run(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind on the module."""
+        include_in_broadcast(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning calls no `teardown` then."""
+        include_in_broadcast(pl_module)
 
     def run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare the layers for an epoch of quantization-aware training."""

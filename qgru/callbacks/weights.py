@@ -5,23 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from qgru.callbacks.calibrate import uncalibrated_layers
+from qgru.callbacks import lightning_private
 from qgru.callbacks.compatibility import averaging_callbacks
 from qgru.convert import quantized_layers
+from qgru.stages.calibration import uncalibrated_layers
 from qgru.state import BUFFERS
 
 
 @contextmanager
 def exported_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
-    """Lend a module the weights to export; afterwards it has its own again.
+    """Load the weights to export into a module; afterwards it has its own again.
 
     Only rank zero writes files, so only rank zero changes anything.
 
@@ -34,24 +36,21 @@ def exported_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[s
     own = copy.deepcopy(pl_module.state_dict())
     observations = {layer: layer.observations for layer in quantized_layers(pl_module).values()}
     try:
-        yield _lend_best(trainer, pl_module, own) or _lend_averaged(trainer, pl_module) or "the last weights"
+        yield _load_best(trainer, pl_module, own) or _load_averaged(trainer, pl_module) or "the last weights"
     finally:
         pl_module.load_state_dict(own)
         for layer, seen in observations.items():  # loading drops them, and they are still those of these grids
             layer.observations = seen
 
 
-def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, Tensor]) -> str | None:
+def _load_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, Tensor]) -> str | None:
     best = _monitoring_checkpoint(trainer)
     if best is None:
         return None
     path = best.best_model_path
-    # Files in the run's own folder may hold hyperparameters of any type; what a resumed run was told of others may not.
-    is_own = best.dirpath is not None and Path(path).parent == Path(best.dirpath)
     try:
-        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=not is_own)
-        pl_module.on_load_checkpoint(checkpoint)
-        pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+        weights = _read_weights(trainer, pl_module, path)
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
         if uncalibrated_layers(pl_module):
             raise ValueError("it holds a float model")
     except Exception as error:
@@ -59,6 +58,46 @@ def _lend_best(trainer: Trainer, pl_module: LightningModule, own: Mapping[str, T
         pl_module.load_state_dict(own)
         return None
     return f"the best checkpoint {path}"
+
+
+def _read_weights(trainer: Trainer, pl_module: LightningModule, path: str) -> Mapping[str, Tensor]:
+    """Read a checkpoint's weights and run no code of it, for a resumed checkpoint may have named any file.
+
+    A checkpoint may hold objects that only their code can make, such as hyperparameters. There are stand-ins for them
+    then, which the module's own `on_load_checkpoint` is not shown.
+
+    Raises:
+        ValueError: naming the objects' types, where the weights can't be read past them.
+    """
+    try:
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+    except UnpicklingError:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not unknown:
+            raise
+        with torch.serialization.safe_globals([(_stand_in(), name) for name in unknown]):
+            try:
+                return trainer.strategy.load_checkpoint(path, weights_only=True)["state_dict"]
+            except Exception as error:
+                raise ValueError(f"it holds {', '.join(sorted(unknown))}, which is not read: that runs code") from error
+    pl_module.on_load_checkpoint(checkpoint)
+    return checkpoint["state_dict"]
+
+
+def _stand_in() -> type:
+    """Return a class for an object that is not made: it takes any arguments and any state, and keeps none."""
+
+    class StandIn:
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().__new__(cls)
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def __setstate__(self, state: Any) -> None:
+            pass
+
+    return StandIn
 
 
 def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -69,10 +108,11 @@ def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return None
 
 
-def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
+def _load_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
     for callback in averaging_callbacks(trainer):
-        if callback._average_model is not None:
-            pl_module.load_state_dict(callback._average_model.module.state_dict())
+        average = lightning_private.averaged_model(callback)
+        if average is not None:
+            pl_module.load_state_dict(average.state_dict())
             return f"the weights averaged by {type(callback).__name__}"
     return None
 
@@ -80,8 +120,9 @@ def _lend_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
 def share_quantization_state(trainer: Trainer, pl_module: LightningModule) -> None:
     """Give averaged copies of a module its grids at once, so that they are never scored in float or on old grids."""
     for callback in averaging_callbacks(trainer):
-        if callback._average_model is not None:
-            copies = quantized_layers(callback._average_model.module)
+        average = lightning_private.averaged_model(callback)
+        if average is not None:
+            copies = quantized_layers(average)
             for name, layer in quantized_layers(pl_module).items():
                 for buffer in BUFFERS:
                     getattr(copies[name], buffer).copy_(getattr(layer, buffer))

@@ -7,7 +7,7 @@ install, so there (and wherever in doubt) the program says ``import qgru.hydra``
 
 # Hydra executes plugins before they are in sys.modules: no `from __future__ import annotations` beside dataclasses.
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,13 @@ class QGRUSearchPathPlugin(SearchPathPlugin):
 
 def conf_folder() -> Path:
     """Return the folder of ``quant/``, without importing qgru (and so torch) into every Hydra program."""
-    spec = find_spec("qgru")
-    assert spec is not None and spec.origin is not None  # this file is part of it
-    package = Path(spec.origin).parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+    package = find_spec("qgru")
+    assert package is not None and package.origin is not None  # this file is part of it
+    spec = spec_from_file_location("qgru_presets", Path(package.origin).with_name("presets.py"))
+    assert spec is not None and spec.loader is not None
+    presets = module_from_spec(spec)
+    spec.loader.exec_module(presets)
+    return presets.conf_folder()
 
 
 ConfigStore.instance().store(group="qgru_schema", name="typed", node=QuantNode, provider="qgru")

@@ -14,10 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
 from qgru.convert import quantized_layers
+from qgru.direction import directions_of
 from qgru.gru import QuantGRU
 from qgru.report.distributions import draw_distributions
 from qgru.report.onnx_stage import OnnxForward
 from qgru.report.table import Row, print_rows, write_rows
+from qgru.schema import WEIGHTS
 
 _STAGES = ("float", "ptq", "qat")
 _EXPORTED = "model_qdq.onnx"
@@ -67,12 +69,12 @@ def weight_bytes(module: nn.Module) -> int:
 
 def _weight_bits(gru: QuantGRU) -> Iterator[tuple[int, int]]:
     """Yield (id of the parameter, its operator's bit width)."""
-    operators = {"weight_ih": "weight.W", "weight_hh": "weight.R", "bias_ih": "weight.bw", "bias_hh": "weight.br"}
-    for name, parameter in gru.named_parameters():
-        kind, _, place = name.partition("_l")
-        if kind in operators:  # a subclass may have parameters of its own
-            layer, _, reverse = place.partition("_")
-            yield id(parameter), gru.get_quant_config(operators[kind], int(layer), bool(reverse))["bitwidth"]
+    parameters = dict(gru.named_parameters())
+    for direction in directions_of(gru):
+        for operator, kind in zip(WEIGHTS, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True):
+            if kind + direction.suffix in parameters:
+                bits = gru.get_quant_config(operator, *direction)["bitwidth"]
+                yield id(parameters[kind + direction.suffix]), bits
 
 
 def _evaluate(stage: str, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> list[Row]:

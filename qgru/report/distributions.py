@@ -11,6 +11,8 @@ from torch import nn
 
 from qgru.calibration import histogram, operator_sqnr
 from qgru.convert import quantized_layers
+from qgru.direction import directions_of
+from qgru.files import safe_name, written_whole
 from qgru.grid import Grid
 from qgru.schema import OPERATORS, OPTIONAL
 
@@ -40,8 +42,8 @@ class Panel:
 
     def ranges(self) -> list[tuple[float, float]]:
         """Return the least and the greatest value of the grid, for each channel."""
-        bounds = [(q - self.grid.zero_point) for q in (self.grid.qmin, self.grid.qmax)]
-        return [(bounds[0] * 2.0**-n, bounds[1] * 2.0**-n) for n in sorted(set(self.grid.exponents))]
+        low, high = self.grid.mantissas
+        return [(low * 2.0**-n, high * 2.0**-n) for n in sorted(set(self.grid.exponents))]
 
     def caption(self) -> str:
         """Return the grid in words."""
@@ -68,12 +70,11 @@ def draw_distributions(module: nn.Module, folder: str | Path) -> list[Path]:
     for name, gru in quantized_layers(module).items():
         if not (gru.is_calibrated() and gru.has_observations()):
             continue
-        for layer in range(gru.num_layers):
-            for reverse in (False, True)[: 1 + gru.bidirectional]:
-                title = f"{name or 'gru'}-l{layer}{'-reverse' if reverse else ''}"
-                path = Path(folder) / f"distributions-{title}.png"
-                draw(panels(gru, layer, reverse), title, path)
-                written.append(path)
+        for direction in directions_of(gru):
+            title = f"{name or 'gru'}{direction.suffix.replace('_', '-')}"
+            path = Path(folder) / f"distributions-{safe_name(title)}.png"
+            draw(panels(gru, *direction), title, path)
+            written.append(path)
     return written
 
 
@@ -102,7 +103,8 @@ def draw(panels: list[Panel], title: str, path: str | Path) -> None:
         f"{title}: values at calibration (blue, logarithmic counts), "
         "levels of the grid (red comb), values that it clips (red ground)"
     )
-    figure.savefig(path, dpi=90)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=90)
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:

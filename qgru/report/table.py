@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qgru.files import written_whole
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,13 +58,10 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def write_csv(rows: Iterable[dict[str, object]], columns: Sequence[str], path: str | Path) -> None:
     """Write a CSV file at once, so that a reader never sees half of it."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:

@@ -1,10 +1,11 @@
 """One run under DDP on two processes, or on one that sees the same batches; a script, since DDP starts it again.
 
-Usage: ddp_run.py <processes> <folder>
+Usage: ddp_run.py <processes> <folder> [<state dict that rank zero starts from>]
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,27 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+import qgru
 from qgru.callbacks import QuantizationLifecycle
 from tests.callbacks.models import Model, dataset, trainer
 
 
-class SaveGrids(Callback):
-    """Writes every rank's integers before the first quantized step, so before DDP's first broadcast of buffers."""
+class Record(Callback):
+    """Writes every rank's integers before its first step, and the names of the buffers that DDP broadcasts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        path = self.folder / f"rank{trainer.global_rank}.pt"
+        path, gru = self.folder / f"rank{trainer.global_rank}.pt", pl_module.gru
         if not path.exists():
-            torch.save(dict(pl_module.named_buffers()), path)
+            quantized = gru.is_calibrated() and gru.use_quantization
+            broadcast = list(getattr(trainer.strategy.model, "named_module_buffers", {}))
+            torch.save({"buffers": dict(gru.named_buffers()), "quantized": quantized, "broadcast": broadcast}, path)
 
 
-def main(processes: int, folder: Path) -> None:
+def main(processes: int, folder: Path, start: Path | None = None) -> None:
+    """Train; `start` is a state dict of the model that rank zero alone has loaded."""
     torch.set_num_threads(1)
     seed_everything(3, verbose=False)
     # A batch of 6 on each of two ranks is every second row of a batch of 12: the same rows, dealt out.
@@ -39,8 +44,12 @@ def main(processes: int, folder: Path) -> None:
     )
     checkpoint = ModelCheckpoint(folder, save_last=True)
     settings = {"devices": processes, "max_epochs": 2, "strategy": "ddp" if processes > 1 else "auto"}
-    trainer(folder, lifecycle, checkpoint, SaveGrids(folder), **settings).fit(Model(), data)
+    model = Model()
+    model.register_buffer("own", torch.zeros(1))
+    if start is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        qgru.convert(model).load_state_dict(torch.load(start))
+    trainer(folder, lifecycle, checkpoint, Record(folder), **settings).fit(model, data)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))

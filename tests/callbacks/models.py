@@ -11,6 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+import qgru
+from qgru.stages import calibrate, finalize
+
 
 class Model(LightningModule):
     """Sequence to one value; dropout makes every training step depend on torch's random state."""
@@ -93,6 +96,14 @@ def fit(folder: Path, *callbacks: Any, model: Any = Model, ckpt_path: Any = None
     model = model if isinstance(model, nn.Module) else model()
     loaders = (loader(sampler=EpochSampler(24)), loader(12, seed=8))
     trainer(folder, *callbacks, **kwargs).fit(model, *loaders, ckpt_path=ckpt_path)
+    return model
+
+
+def calibrated() -> Model:
+    """A converted model with grids, not switched to them yet."""
+    model = qgru.convert(Model())
+    calibrate(model, loader())
+    finalize(model)
     return model
 
 

@@ -54,6 +54,18 @@ def test_killed_in_training(tmp_path: Path, killed_at: tuple[int, int]) -> None:
     assert resumed.losses == whole.losses[-len(resumed.losses) :]
 
 
+@pytest.mark.parametrize("killed_at", [(1, 2), (3, 1)], ids=["float", "QAT"])
+def test_exported_files_are_those_of_the_whole_run(tmp_path: Path, killed_at: tuple[int, int]) -> None:
+    """Byte for byte, whatever the folders are called."""
+    folders = tmp_path / "whole", tmp_path / "killed"
+    settings = [{"lifecycle": {"export_dir": str(folder / "files")}} for folder in folders]
+    run(folders[0], **settings[0])
+    run_twice(folders[1], Kill(*killed_at), **settings[1])
+    names = {"quant_params.json", "bitwidth_config.json", "model_qdq.onnx"}
+    whole, killed = ({name: (folder / "files" / name).read_bytes() for name in names} for folder in folders)
+    assert [name for name in names if whole[name] != killed[name]] == []
+
+
 def test_killed_at_calibration(tmp_path: Path) -> None:
     calls = []
 

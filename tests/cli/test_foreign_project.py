@@ -73,6 +73,7 @@ def site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_a_wheel_needs_no_line_at_all_and_imports_no_torch(site, tmp_path):
     result = composed(run(project(tmp_path), "+quant=int8_mixed", f"{BITS}=4", path=site))
     assert result["cfg"]["quant"]["operator_config"]["gate"]["z_out"]["bitwidth"] == 4

@@ -45,6 +45,7 @@ def speakers(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_main_job_leaves_everything_in_its_folder(speakers):
     expected = {
         *("results.csv", "bitwidth_config.json", "quant_params.json", "model_qdq.onnx", "distributions-gru-l0.png"),
@@ -73,6 +74,7 @@ def test_no_flag_is_the_float_run(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_a_sweep_gathers_its_jobs_and_returns_the_metric(monkeypatch, tmp_path, capsys):
     Probe.returned.clear()
     probe = f"+hydra.callbacks.probe._target_={__name__}.Probe"
@@ -92,6 +94,7 @@ def test_a_sweep_gathers_its_jobs_and_returns_the_metric(monkeypatch, tmp_path, 
     assert f"{tmp_path}/results.csv: 2 jobs\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_its_folder_ends_with_the_same_integers(monkeypatch, tmp_path):
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     settings = [*TOY, "+quant=int8", "callbacks.quantization.calibrate_at_epoch=2"]
@@ -102,7 +105,29 @@ def test_a_run_resumed_in_its_folder_ends_with_the_same_integers(monkeypatch, tm
     run(monkeypatch, *settings, "trainer.max_epochs=4", f"hydra.run.dir={halved}", resume)
     assert (halved / "quant_params.json").read_text() == (whole / "quant_params.json").read_text()
     assert read_rows(halved / "results.csv") == read_rows(whole / "results.csv")
-    assert (halved / "metrics" / "version_1" / "metrics.csv").is_file()
+    assert [path.name for path in (halved / "metrics").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_leaves_the_files_of_a_whole_one(monkeypatch, tmp_path):
+    """Byte for byte, the logged metrics too."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = [*TOY, "+quant=int8", "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
+    settings += ["callbacks.quantization.calibrate_at_epoch=2"]
+    run(monkeypatch, *settings, f"hydra.run.dir={whole}")
+    kill = "+callbacks.kill={_target_:tests.callbacks.test_resume.Kill,epoch:3,batch:1}"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *settings, f"hydra.run.dir={killed}", kill)
+    run(monkeypatch, *settings, f"hydra.run.dir={killed}", f"ckpt_path={killed}/checkpoints/last.ckpt")
+    assert [path.name for path in (killed / "metrics").iterdir()] == ["version_0"]
+    for name in ("metrics/version_0/metrics.csv", "quant_params.json", "model_qdq.onnx", "results.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_second_run_in_the_same_folder_logs_into_a_new_version(monkeypatch, tmp_path):
+    for _ in range(2):
+        run(monkeypatch, *TOY, f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1")
+    assert sorted(path.name for path in (tmp_path / "metrics").iterdir()) == ["version_0", "version_1"]
 
 
 def test_a_preset_that_arrives_as_a_string_is_refused_with_the_fix(monkeypatch, tmp_path, capsys):
@@ -115,6 +140,7 @@ def test_a_preset_that_arrives_as_a_string_is_refused_with_the_fix(monkeypatch, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_presets_that_share_a_float_stage_end_with_the_integers_of_their_own_run(monkeypatch, tmp_path):
     """What benchmarks/recipes.py builds on."""
     epochs = [*TOY, "trainer.max_epochs=3"]
