@@ -172,15 +172,20 @@ def test_plain_export_of_what_cannot_be(tmp_path):
         export(gru, torch.randn(4, 2, 3), tmp_path / "gru.onnx", dynamo=True)
 
 
-def test_parameters_that_are_not_the_modules_own_are_never_exported(tmp_path):
+@pytest.mark.parametrize("dynamo", (False, True))
+def test_parameters_of_a_functional_call_before_are_not_exported(dynamo, tmp_path):
     gru = calibrated(12)
     others = {name: torch.randn_like(parameter) for name, parameter in gru.named_parameters()}
     gru.use_quantization = False
     torch.func.functional_call(gru, others, (noise(gru, 4, 3),))
     gru.use_quantization = gru.export_mode = True
-    with pytest.raises(errors.OnnxExporterError, match="export with qgru.export.export_onnx"):
-        export(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=True)
-    export(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=False)
+    export(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo)
     assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 6, 2))
-    export_onnx(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=True)
+
+
+@pytest.mark.parametrize("dynamo", (False, True))
+def test_parametrized_weights(dynamo, tmp_path):
+    gru = calibrated(13)
+    nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    assert export_onnx(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=dynamo).differing_integers == 0
     assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 6, 2))

@@ -7,7 +7,7 @@ import torch
 from onnx import numpy_helper
 
 from qgru.export import LayerDifference, OnnxVerifier, VerificationReport, export_onnx, verify_onnx
-from qgru.export.subgraph import extract
+from qgru.export.onnx.subgraph import extract
 from tests.export.models import Tagger, calibrated, noise, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")

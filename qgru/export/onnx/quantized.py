@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qgru.export.arithmetic import Arithmetic, Exact, Target, Weight, wider
-from qgru.export.program import Builder, Constant, Program, Value
+from qgru.export.onnx.arithmetic import Arithmetic, Exact, Target, Weight, wider
+from qgru.export.onnx.program import Builder, Constant, Program, Value
 from qgru.grid import Grid
 from qgru.schema import OPTIONAL
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qgru.export.program import Builder, Constant, Value
+from qgru.export.onnx.program import Builder, Constant, Value
 from qgru.grid import Grid
 from qgru.ops.reference import TABLE_BITS, activation_table
 
