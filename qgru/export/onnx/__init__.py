@@ -1,10 +1,9 @@
 """ONNX: ``qdq`` holds the integers of the quantized layers, ``float`` ONNX's own GRU.
 
-Time and batch are dynamic. No time steps at all: a file of the older exporter (``dynamo=False``) gives an empty output
-and the initial state, on its grid, as `h_n`; one of the newer gives an error of ONNX Runtime, whose Scan takes at least
-one step. The module itself refuses, as `nn.GRU` does.
-
-.. See `qgru.export.formats` for what these three functions are to it.
+Time and batch are dynamic, but for a sequence of no time steps, which the module itself refuses as `nn.GRU` does. In
+ONNX Runtime 1.31 a ``qdq`` file of the older exporter (``dynamo=False``) then gives no output, and the initial
+state on its grid as `h_n`; one of the newer raises ``Fail``, for its Scan takes at least one step; and ONNX's GRU, in a
+``float`` file, ends the process.
 """
 
 from __future__ import annotations

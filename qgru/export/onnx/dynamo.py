@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qgru.export.onnx.program import Node, Program, TimeLoop, Value
+from qgru.export.onnx.program import ONNX_TYPES, Node, Program, TimeLoop, Value
 from qgru.torch_private import EncodedAttrs, scan_op, symbolic, symbolic_multi_out
-
-ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "float64": 11}
 
 
 def replay(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qgru.export.onnx.program import Node, Program, TimeLoop, Value
+from qgru.export.onnx.program import ONNX_TYPES, Node, Program, TimeLoop, Value
 from qgru.torch_private import OptionalType, TensorType, add_op_with_blocks
-
-_ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float64": 11}
 
 
 class Replay(torch.autograd.Function):
@@ -60,9 +58,9 @@ def _append_loop(g: Any, loop: TimeLoop, inputs: list[Any], env: dict[Value | No
     condition.setType(TensorType.get().with_dtype(torch.bool).with_sizes([]))
     carried.setType(_type(carried, loop.body.inputs[0]))
     slices = [body.op("Gather", sequence, step, axis_i=0) for sequence in sequences]
-    for value, piece in zip(loop.body.inputs, (carried, *slices), strict=True):
-        piece.setType(_type(piece, value))
-        env[value] = piece
+    for value, part in zip(loop.body.inputs, (carried, *slices), strict=True):
+        part.setType(_type(part, value))
+        env[value] = part
     _append(body, loop.body, env)
     updated = env[loop.body.outputs[0]]
     for result in (body.op("Identity", condition), updated, body.op("Identity", updated)):
@@ -72,7 +70,7 @@ def _append_loop(g: Any, loop: TimeLoop, inputs: list[Any], env: dict[Value | No
 
 def _attributes(node: Node) -> dict[str, Any]:
     """Return the attributes with the suffix that tells the exporter their type."""
-    values = {name: _ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
+    values = {name: ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
     return {f"{name}_{'s' if isinstance(value, str) else 'i'}": value for name, value in values.items()}
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qgru.gru import QuantGRU
 
 _DYNAMO_DEFAULT_OPSET = 20
+_TYPES = (torch.float16, torch.float32, torch.float64)
 
 
 def traced_forward(
@@ -43,7 +44,8 @@ def traced_forward(
     Raises:
         TypeError: where `input` is packed, which ONNX has no form of.
         RuntimeError: where the layer is to be quantized and not calibrated.
-        ValueError: where the exact arithmetic of an operator has no form in ONNX; the message names it.
+        ValueError: where the exact arithmetic of an operator has no form in ONNX, or the layer is in bfloat16; the
+            message names it.
     """
     session, is_exporting = SESSION.get(), torch.onnx.is_in_onnx_export()
     if not (session or is_exporting):
@@ -53,6 +55,7 @@ def traced_forward(
         raise TypeError(f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input")
     is_quantized = gru.export_format == "qdq" and not gru.bitwidth_config.disable_quantization
     with _named(name):
+        _check_type(gru)
         if is_exporting:
             output, h_n = _symbolic(gru, input, hx, is_quantized)
         elif is_quantized:
@@ -62,6 +65,12 @@ def traced_forward(
     if session and is_quantized:
         session.calls.append(Call(name, (input,) if hx is None else (input, hx), (output, h_n)))
     return output, h_n
+
+
+def _check_type(gru: QuantGRU) -> None:
+    dtype = gru.weight_ih_l0.dtype
+    if dtype not in _TYPES:  # numpy, and so ONNX Runtime's Python side, has no such tensors
+        raise ValueError(f"its parameters are {dtype}; expected float16, float32 or float64: call float() on the model")
 
 
 def _symbolic(gru: QuantGRU, input: Tensor, hx: Tensor | None, is_quantized: bool) -> tuple[Tensor, Tensor]:
