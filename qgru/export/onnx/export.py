@@ -65,8 +65,8 @@ def export_onnx(
 
     Raises:
         ImportError: where onnx, onnxruntime or (with ``dynamo=True``) onnxscript is missing.
-        ValueError: for an unknown format, an opset that is too old, arithmetic that ONNX can't hold exactly, or a layer in
-            bfloat16; names the layer.
+        ValueError: for an unknown format, an opset that is too old, arithmetic that ONNX can't hold exactly, or a
+            layer in bfloat16; names the layer.
         RuntimeError: where a layer is not calibrated; names the layer.
         TypeError: where a layer is given a PackedSequence; names the layer.
     """
