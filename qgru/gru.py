@@ -14,12 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qgru import adjust, integers, quant_params, state
 from qgru.calibrated import CalibratedGRU
+from qgru.export import formats
 from qgru.grid import Grid
 from qgru.layout import standardize
 from qgru.ops.stack import quantized_gru
 from qgru.schema import BitwidthConfig, canonical_name, load_config
-
-EXPORT_FORMATS = ("float", "qdq")
 
 
 class QuantGRU(CalibratedGRU):
@@ -68,9 +67,9 @@ class QuantGRU(CalibratedGRU):
             ValueError: where ``calibrating`` is on and a value is not finite; the message names the operator.
         """
         if self.export_mode:
-            from qgru.export.tracing import export_forward
-
-            return export_forward(self, input, hx)
+            traced = formats.traced_forward(self, input, hx)
+            if traced is not None:
+                return traced
         if self.calibrating:
             self._observe(input, hx)
             return super().forward(input, hx)
@@ -83,6 +82,11 @@ class QuantGRU(CalibratedGRU):
     def _quantized_forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None, known: state.QuantState
     ) -> tuple[Any, Tensor]:
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace can't record a quantized layer: write it with qgru.export.export_onnx, or switch "
+                "export_mode on for torch.onnx.export, or use_quantization off to trace the float layer"
+            )
         grids = [cell.resolved() for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
@@ -130,9 +134,7 @@ class QuantGRU(CalibratedGRU):
 
     @export_format.setter
     def export_format(self, value: str) -> None:
-        if value not in EXPORT_FORMATS:
-            raise ValueError(f"export_format is {value!r}; expected one of {', '.join(EXPORT_FORMATS)}")
-        self._export_format = value
+        self._export_format = formats.find_traced(value, "export_format").name
 
     @property
     def bitwidth_config(self) -> BitwidthConfig:
