@@ -38,6 +38,10 @@ class Session:
     opset: int | None = None
     calls: list[Call] = field(default_factory=list)
 
+    def record(self, layer: str, *ends: tuple[Tensor, ...]) -> None:
+        """Note a call, in copies: what follows may overwrite its output, and an exporter is to name each of them."""
+        self.calls.append(Call(layer, *(tuple(tensor.clone() for tensor in tensors) for tensors in ends)))
+
 
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 

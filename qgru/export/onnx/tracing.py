@@ -15,7 +15,7 @@ from qgru.direction import directions_of
 from qgru.export.onnx import quantized, standard
 from qgru.export.onnx.arithmetic import Target
 from qgru.export.onnx.program import Program
-from qgru.export.onnx.session import SESSION, Call
+from qgru.export.onnx.session import SESSION
 from qgru.schema import BIASES
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def traced_forward(
         else:
             output, h_n = nn.GRU.forward(gru, input, hx)
     if session and is_quantized:
-        session.calls.append(Call(name, (input,) if hx is None else (input, hx), (output, h_n)))
+        session.record(name, (input,) if hx is None else (input, hx), (output, h_n))
     return output, h_n
 
 

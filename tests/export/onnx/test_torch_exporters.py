@@ -214,15 +214,13 @@ def test_no_time_steps(tmp_path):
         gru(x[:0], h0)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("mode", (False, True))
-def test_torch_jit_trace_says_what_to_use(mode, tmp_path):
+def test_torch_jit_trace_says_what_to_use(mode):
     gru = calibrated(17)
     gru.export_mode = mode
-    with pytest.raises(RuntimeError, match=r"qgru.export.export_onnx, .* export_mode .* use_quantization"):
+    with pytest.raises(RuntimeError, match=r"^torch.jit.trace can't record .* qgru.export.export_onnx"):
         torch.jit.trace(gru, (noise(gru, 4, 3),))
-    if not mode:
-        with pytest.raises(RuntimeError, match=r"switch export_mode on for torch.onnx.export"):
-            torch.onnx.export(gru, (noise(gru, 4, 3),), tmp_path / "gru.onnx", dynamo=False)
     gru.use_quantization = False
     x = noise(gru, 4, 3)
     assert torch.equal(torch.jit.trace(gru, (x,))(x)[0], nn.GRU.forward(gru, x)[0])

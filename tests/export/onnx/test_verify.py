@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from qgru.export import LayerDifference, OnnxVerifier, VerificationReport, export_onnx, verify_onnx
 from qgru.export.onnx.subgraph import extract
@@ -46,6 +47,24 @@ def test_a_wrong_integer_is_counted(tmp_path):
     assert report.differing_integers == expected > 0
     assert report.total_integers == 6 * 4 * 7 + 4 * 7
     assert report.largest_float_difference > 0
+
+
+def test_what_overwrites_a_layers_output_hides_nothing(tmp_path):
+    class Rectified(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn, self.rectify = rnn, nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.rectify(self.rnn(x)[0])
+
+    gru = calibrated(0, range(8, 9), input_size=3, hidden_size=7)
+    x, reports = noise(gru, 6, 4), []
+    for model in (gru, Rectified(gru)):
+        export_onnx(model, x, tmp_path / "model.onnx")
+        tampered(tmp_path / "model.onnx", (7, 21))
+        reports.append(verify_onnx(model, x, tmp_path / "model.onnx"))
+    assert reports[0].differing_integers == reports[1].differing_integers > 0
 
 
 def test_a_layer_is_fed_its_own_input(exported):
