@@ -61,7 +61,8 @@ def gru_program(layers: Sequence[Sequence[Cell]], dtype: str, has_hx: bool, targ
     input = Value(dtype, ("T", "B", layers[0][0].input_size))
     hx = Value(dtype, (rows, "B", hidden))
     builder = Builder((input, hx) if has_hx else (input,))
-    sequence, finals = builder.cast(input, wider(dtype)), []  # exact where the module is in float16
+    given = builder.cast(input, wider(dtype))  # float16 takes part in no arithmetic
+    sequence, finals = given, []
     for cells in layers:
         x = Arithmetic(builder, target, cells[0].name).quantize(sequence, cells[0].grids["input.x"])
         outputs = []
@@ -71,7 +72,7 @@ def gru_program(layers: Sequence[Sequence[Cell]], dtype: str, has_hx: bool, targ
                 h0 = builder.op("Gather", hx, index, dtype=dtype, shape=("B", hidden), axis=0)
                 h0 = builder.cast(h0, wider(dtype))
             else:
-                h0 = builder.zero_state(sequence, hidden)
+                h0 = builder.zero_state(given, hidden)
             output, final = _append_cell(builder, target, cell, x, h0)
             outputs.append(output)
             finals.append(final)
