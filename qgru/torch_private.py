@@ -1,12 +1,14 @@
-"""What qgru uses of torch that torch does not promise to keep, all of it in one table.
+"""What qgru uses of torch that torch does not promise, all in one place.
 
-Each symbol is an attribute of this module and is looked up when it is first asked for, since some of their homes take
-seconds to import. Run with torch 2.13.0 (CPU); the sources of 2.10.0 have all of them too.
+A symbol is an attribute of this module, looked up when it is first asked for, since some of their homes take seconds
+to import; or a function below stands for it. Those of `qgru.ops` run with torch 2.11.0 (CUDA) and 2.13.0 (CPU), those
+of `qgru.export` with 2.13.0; the sources of 2.10.0 have these as well. A test walks `SYMBOLS`, so that a release that
+drops one is noticed by its name, with who needs it and what for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
@@ -53,16 +55,18 @@ class Symbol:
 _ONNX = "qgru.export.onnx"
 _SYMBOLIC = "torch.onnx.ops._symbolic_impl"
 _LEGACY = "torch.onnx._internal.torchscript_exporter"
-_FAKES = ("qgru.torch_private.tensors_behind", "read parameters that torch.export hides")
+_FAKES = (f"{_ONNX}.tracing", "read parameters that torch.export hides")
 _UNSEEN = (f"{_ONNX}.tracing", "compute without the exporter recording it")
 
 SYMBOLS: Mapping[str, Symbol] = MappingProxyType(
     {
         symbol.name.rpartition(".")[2].lstrip("_"): symbol
         for symbol in (
+            Symbol("torch._C", "_len_torch_dispatch_stack", "qgru.ops", "see that a mode or a tracer listens"),
+            Symbol("torch._C", "_cuda_getCurrentRawStream", "qgru.ops.cuda", "find the current stream fast"),
+            Symbol("torch", "_foreach_norm", "qgru.ops", "find NaN in all parameters with one launch"),
             Symbol("torch._guards", "detect_fake_mode", *_FAKES),
             Symbol("torch._subclasses.fake_tensor", "FakeTensorConverter._get_memo", *_FAKES),
-            Symbol("torch._subclasses.meta_utils", "MetaTensorDescriber", *_FAKES),
             Symbol("torch.utils._python_dispatch", "_disable_current_modes", *_UNSEEN),
             Symbol("torch._C", "DisableTorchFunction", *_UNSEEN),
             Symbol("torch._C", "_get_tracing_state", *_UNSEEN),
@@ -87,6 +91,23 @@ def __getattr__(name: str) -> Any:
     if name not in SYMBOLS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals().setdefault(name, SYMBOLS[name].find())
+
+
+def is_dispatch_traced(tensor: Tensor) -> bool:
+    """Return True where operators on `tensor` are seen by a mode or a subclass, outside of `torch.compile`'s own."""
+    return not torch.compiler.is_dynamo_compiling() and (
+        torch._C._len_torch_dispatch_stack() > 0 or type(tensor) not in (Tensor, torch.nn.Parameter)
+    )
+
+
+def current_stream(device: int) -> int:
+    """Return the address of a CUDA device's current stream."""
+    return torch._C._cuda_getCurrentRawStream(device)
+
+
+def any_nan(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a bool tensor: True where any of the tensors, all on one device, holds NaN."""
+    return torch.isnan(torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], torch.inf))).any()
 
 
 def tensors_behind(fakes: Iterable[Tensor]) -> list[Tensor | None]:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qgru
 from qgru import torch_private
 from qgru.torch_private import SYMBOLS, Symbol
 
 PACKAGE = Path(qgru.__file__).parent
+OWN = Path(torch_private.__file__)
 PRIVATE = re.compile(r"(?:from|import) torch[\w.]*\._|from torch[\w.]* import .*\b_\w|\btorch(?:\.\w+)*\._(?!_)")
 """``from torch._x import``, ``from torch.x import _y``, ``torch.x._y``."""
 
 
 @pytest.mark.parametrize("name", SYMBOLS)
 def test_it_is_there(name):
+    if name.startswith("cuda") and torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
     assert getattr(torch_private, name) is SYMBOLS[name].find()
 
 
-@pytest.mark.parametrize("symbol", SYMBOLS.values(), ids=SYMBOLS)
-def test_its_user_names_it(symbol):
-    module = symbol.user if (PACKAGE.parent / f"{symbol.user.replace('.', '/')}.py").exists() else "qgru.torch_private"
-    source = Path(import_module(module).__file__).read_text()
-    assert symbol.name.rpartition(".")[2].lstrip("_") in source
+@pytest.mark.parametrize(("name", "symbol"), SYMBOLS.items())
+def test_it_is_used(name, symbol):
+    """By the module that the table names, or by a function beside the table."""
+    user = PACKAGE.parent.joinpath(*symbol.user.split("."))
+    source = user.with_suffix(".py").read_text() if user.with_suffix(".py").exists() else ""
+    functions = OWN.read_text().rpartition("def __getattr__")[2]
+    assert re.search(rf"\b_?{name}\b", source + functions)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,14 @@ def test_what_is_gone_is_named_with_who_needs_it(symbol):
     )
     with pytest.raises(ImportError, match=message):
         symbol.find()
+
+
+def test_tensors_behind_fake_ones():
+    real, other = torch.zeros(3), torch.zeros(3)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (real, other)]
+        found = torch_private.tensors_behind([fakes[1], torch.empty(3), fakes[0]])
+    assert found[0] is other and found[1] is None and found[2] is real
 
 
 def test_other_names_are_no_attributes():

@@ -52,7 +52,7 @@ def file_names(layers: Iterable[str], model: nn.Module) -> dict[str, str]:
     """Return for each layer a file name without an ending, which stays in its folder and no other layer has.
 
     Names that are file names already stay as they are; of others that would fall together, also where a file system
-    knows no case, later ones get ``_2``, ``_3``, ... at the end.
+    knows no case, later ones get ``-2``, ``-3``, ... at the end.
 
     Args:
         layers: qualified names of modules in `model`; the empty one, `model` itself, is called after its class.
@@ -65,7 +65,7 @@ def file_names(layers: Iterable[str], model: nn.Module) -> dict[str, str]:
         name, count = wanted[layer], 1
         while name.casefold() in taken:
             count += 1
-            name = f"{wanted[layer]}_{count}"
+            name = f"{wanted[layer]}-{count}"
         taken.add(name.casefold())
         names[layer] = name
     return {layer: names[layer] for layer in wanted}

@@ -48,8 +48,8 @@ def test_names_of_layers_stay_in_the_folder(tmp_path):
         (["rnn", "encoder.gru"], ["rnn", "encoder.gru"]),
         ([""], ["Identity"]),
         (["/tmp/evil", "..", "../x", ".hidden"], ["_tmp_evil", "_", "_x", "hidden"]),
-        (["a/b", "a_b", "a:b", "a_b_2"], ["a_b_3", "a_b", "a_b_4", "a_b_2"]),
-        (["GRU", "gru", "Gru"], ["GRU", "gru_2", "Gru_3"]),
+        (["a/b", "a_b", "a:b", "a_b-2"], ["a_b-3", "a_b", "a_b-4", "a_b-2"]),
+        (["GRU", "gru", "Gru"], ["GRU", "gru-2", "Gru-3"]),
     ],
 )
 def test_file_names(layers, names):
