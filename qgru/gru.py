@@ -20,6 +20,10 @@ from qgru.layout import standardize
 from qgru.ops.stack import quantized_gru
 from qgru.schema import BitwidthConfig, canonical_name, load_config
 
+_NOT_TRACEABLE = (
+    "torch.jit.trace can't record a quantized GRU; use qgru.export.export_onnx for a file, torch.compile for speed"
+)
+
 
 class QuantGRU(CalibratedGRU):
     """A drop-in for `nn.GRU` whose every operator can be quantized.
@@ -75,6 +79,8 @@ class QuantGRU(CalibratedGRU):
             return super().forward(input, hx)
         known = self._quant_state()
         if known.use_quantization and not known.disable_quantization:
+            if torch.jit.is_tracing():
+                raise RuntimeError(_NOT_TRACEABLE)
             ready = known.is_calibrated and not self._stale
             return self._quantized_forward(input, hx, known if ready else self.ensure_calibrated())
         return super().forward(input, hx)
@@ -82,11 +88,6 @@ class QuantGRU(CalibratedGRU):
     def _quantized_forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None, known: state.QuantState
     ) -> tuple[Any, Tensor]:
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace can't record a quantized layer: write it with qgru.export.export_onnx, or switch "
-                "export_mode on for torch.onnx.export, or use_quantization off to trace the float layer"
-            )
         grids = [cell.resolved() for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
