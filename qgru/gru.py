@@ -14,12 +14,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qgru import adjust, integers, quant_params, state
 from qgru.calibrated import CalibratedGRU
+from qgru.export import formats
 from qgru.grid import Grid
 from qgru.layout import standardize
 from qgru.ops.stack import quantized_gru
 from qgru.schema import BitwidthConfig, canonical_name, load_config
 
-EXPORT_FORMATS = ("float", "qdq")
+_NOT_TRACEABLE = (
+    "torch.jit.trace can't record a quantized GRU; use qgru.export.export_onnx for a file, torch.compile for speed"
+)
 
 
 class QuantGRU(CalibratedGRU):
@@ -68,14 +71,16 @@ class QuantGRU(CalibratedGRU):
             ValueError: where ``calibrating`` is on and a value is not finite; the message names the operator.
         """
         if self.export_mode:
-            from qgru.export.tracing import export_forward
-
-            return export_forward(self, input, hx)
+            traced = formats.traced_forward(self, input, hx)
+            if traced is not None:
+                return traced
         if self.calibrating:
             self._observe(input, hx)
             return super().forward(input, hx)
         known = self._quant_state()
         if known.use_quantization and not known.disable_quantization:
+            if torch.jit.is_tracing():
+                raise RuntimeError(_NOT_TRACEABLE)
             ready = known.is_calibrated and not self._stale
             return self._quantized_forward(input, hx, known if ready else self.ensure_calibrated())
         return super().forward(input, hx)
@@ -130,9 +135,7 @@ class QuantGRU(CalibratedGRU):
 
     @export_format.setter
     def export_format(self, value: str) -> None:
-        if value not in EXPORT_FORMATS:
-            raise ValueError(f"export_format is {value!r}; expected one of {', '.join(EXPORT_FORMATS)}")
-        self._export_format = value
+        self._export_format = formats.find_traced(value, "export_format").name
 
     @property
     def bitwidth_config(self) -> BitwidthConfig:

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "ExportReport": "onnx_file",
-    "LayerDifference": "verify",
-    "OnnxVerifier": "verify",
-    "VerificationReport": "verify",
-    "export_layers": "onnx_file",
-    "export_onnx": "onnx_file",
-    "verify_onnx": "verify",
+    "ExportReport": "onnx.report",
+    "LayerDifference": "onnx.report",
+    "OnnxVerifier": "onnx.verify",
+    "VerificationReport": "onnx.report",
+    "export_layers": "layers",
+    "export_onnx": "onnx.export",
+    "verify_onnx": "onnx.verify",
 }
 __all__ = list(_HOMES)
 

@@ -22,14 +22,10 @@ class OnnxForward:
     """
 
     def __init__(self, path: str | Path, module: nn.Module) -> None:
-        import onnxruntime
-
         from qgru.export import OnnxVerifier, VerificationReport
 
         self._module = module
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self._names = [value.name for value in self._session.get_inputs()]
-        self._verify = OnnxVerifier(module, path)
+        self._verifier = OnnxVerifier(module, path)
         self.report = VerificationReport()
 
     def __enter__(self) -> OnnxForward:
@@ -43,14 +39,13 @@ class OnnxForward:
 
     def _forward(self, *args: Any) -> Tensor | tuple[Tensor, ...]:
         """Return the file's outputs on the device of the arguments; a single one is not wrapped in a tuple."""
-        from qgru.export.verify import tensors
+        from qgru.export.onnx.arguments import tensors
 
         del self._module.forward  # its own again, which the verifier calls
         try:
-            self.report += self._verify(*args)
+            found, report = self._verifier.run(*args)
         finally:
             self._module.forward = self._forward
-        inputs = tensors(args)
-        feed = {name: tensor.cpu().numpy() for name, tensor in zip(self._names, inputs, strict=True)}
-        outputs = tuple(torch.from_numpy(array).to(inputs[0].device) for array in self._session.run(None, feed))
+        self.report += report
+        outputs = tuple(torch.from_numpy(array).to(tensors(args)[0].device) for array in found)
         return outputs if len(outputs) > 1 else outputs[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qgru import QuantGRU
+from qgru.direction import directions_of
 from qgru.schema import OPERATORS, OPTIONAL
 
 ONLY_8_BITS = range(8, 9)
@@ -97,11 +98,12 @@ def assert_same_integers(gru: QuantGRU, path: Path | str, *inputs: Tensor) -> No
 
 
 def _integers(gru: QuantGRU, output: Tensor, h_n: Tensor) -> Iterator[Tensor]:
-    directions = (False, True)[: 1 + gru.bidirectional]
-    for half, reverse in zip(output.chunk(len(directions), -1), directions, strict=True):
-        yield gru.grids(gru.num_layers - 1, reverse)["output.h"].quantize(half)
-    for row, h in enumerate(h_n):
-        yield gru.grids(row // len(directions), bool(row % len(directions)))["output.h"].quantize(h)
+    directions = directions_of(gru)
+    last = directions[-len(directions) // gru.num_layers :]
+    for direction, half in zip(last, output.chunk(len(last), -1), strict=True):
+        yield gru.grids(*direction)["output.h"].quantize(half)
+    for direction, h in zip(directions, h_n, strict=True):
+        yield gru.grids(*direction)["output.h"].quantize(h)
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

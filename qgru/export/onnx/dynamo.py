@@ -6,12 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan_op
-from torch.onnx.ops._symbolic_impl import EncodedAttrs
 
-from qgru.export.program import Node, Program, TimeLoop, Value
-
-ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "float64": 11}
+from qgru.export.onnx.program import ONNX_TYPES, Node, Program, TimeLoop, Value
+from qgru.torch_private import EncodedAttrs, scan_op, symbolic, symbolic_multi_out
 
 
 def replay(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -35,7 +32,7 @@ def replay(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
 def _run(program: Program, env: dict[Value | None, Tensor | None], sizes: dict[str, Any]) -> None:
     for node in program.nodes:
         inputs = [env[value] for value in node.inputs]
-        results = _scan(node, inputs, env, sizes) if isinstance(node, TimeLoop) else _symbolic(node, inputs, sizes)
+        results = _scan(node, inputs, env, sizes) if isinstance(node, TimeLoop) else _append(node, inputs, sizes)
         env.update(zip(node.outputs, results, strict=True))
 
 
@@ -55,7 +52,7 @@ def _scan(
     return [states, final]
 
 
-def _symbolic(node: Node, inputs: list[Tensor], sizes: dict[str, Any]) -> list[Tensor]:
+def _append(node: Node, inputs: list[Tensor], sizes: dict[str, Any]) -> list[Tensor]:
     attributes = EncodedAttrs.from_dict(
         {name: ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
     )
@@ -64,8 +61,8 @@ def _symbolic(node: Node, inputs: list[Tensor], sizes: dict[str, Any]) -> list[T
     types = [ONNX_TYPES[value.dtype] for value in node.outputs]
     rest = {**encoded, "metadata_props_keys": [], "metadata_props_values": []}
     if len(node.outputs) == 1:
-        return [torch.ops.onnx_symbolic._symbolic(inputs, node.op, types[0], shape=shapes[0], **rest)]
-    return list(torch.ops.onnx_symbolic._symbolic_multi_out(inputs, node.op, types, shapes=shapes, **rest))
+        return [symbolic(inputs, node.op, types[0], shape=shapes[0], **rest)]
+    return list(symbolic_multi_out(inputs, node.op, types, shapes=shapes, **rest))
 
 
 _PARTS = ("keys", "types", "pos", "ints", "floats", "strs")

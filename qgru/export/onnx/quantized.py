@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qgru.export.arithmetic import Arithmetic, Exact, Target, Weight, wider
-from qgru.export.program import Builder, Constant, Program, Value
+from qgru.export.onnx.arithmetic import Arithmetic, Exact, Target, Weight, wider
+from qgru.export.onnx.program import Builder, Constant, Program, Value
 from qgru.grid import Grid
 from qgru.schema import OPTIONAL
 
@@ -46,7 +46,7 @@ def gru_program(layers: Sequence[Sequence[Cell]], dtype: str, has_hx: bool, targ
 
     Args:
         layers: for each layer the cells of its directions.
-        dtype: of the module's input and output, ``"float32"`` or ``"float64"``.
+        dtype: of the module's input and output, ``"float16"``, ``"float32"`` or ``"float64"``.
         has_hx: False leaves hx out of the program's inputs; the initial state is zero then.
         target: what the file may hold.
 
@@ -61,7 +61,8 @@ def gru_program(layers: Sequence[Sequence[Cell]], dtype: str, has_hx: bool, targ
     input = Value(dtype, ("T", "B", layers[0][0].input_size))
     hx = Value(dtype, (rows, "B", hidden))
     builder = Builder((input, hx) if has_hx else (input,))
-    sequence, finals = input, []
+    given = builder.cast(input, wider(dtype))  # float16 takes part in no arithmetic
+    sequence, finals = given, []
     for cells in layers:
         x = Arithmetic(builder, target, cells[0].name).quantize(sequence, cells[0].grids["input.x"])
         outputs = []
@@ -69,8 +70,9 @@ def gru_program(layers: Sequence[Sequence[Cell]], dtype: str, has_hx: bool, targ
             if has_hx:
                 index = Constant.of(len(finals), "int64")
                 h0 = builder.op("Gather", hx, index, dtype=dtype, shape=("B", hidden), axis=0)
+                h0 = builder.cast(h0, wider(dtype))
             else:
-                h0 = builder.zero_state(input, hidden)
+                h0 = builder.zero_state(given, hidden)
             output, final = _append_cell(builder, target, cell, x, h0)
             outputs.append(output)
             finals.append(final)

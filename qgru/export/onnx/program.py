@@ -8,6 +8,19 @@ from typing import Any
 
 import numpy as np
 
+ONNX_TYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "uint16": 4,
+    "int16": 5,
+    "int32": 6,
+    "int64": 7,
+    "float16": 10,
+    "float64": 11,
+}
+"""ONNX's numbers of element types, by numpy's names."""
+
 Dimension = int | str
 _INT64_MIN = -(2**63)
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qgru.export.program import Node, Program, TimeLoop, Value
-
-_ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float64": 11}
+from qgru.export.onnx.program import ONNX_TYPES, Node, Program, TimeLoop, Value
+from qgru.torch_private import OptionalType, TensorType, add_op_with_blocks
 
 
 class Replay(torch.autograd.Function):
@@ -26,7 +25,7 @@ class Replay(torch.autograd.Function):
     def symbolic(g: Any, program: Program, *inputs: Any) -> tuple[Any, ...]:
         """Append the program's nodes to the exporter's graph."""
         absent = g.op("prim::Constant")
-        absent.setType(torch._C.OptionalType.ofTensor())
+        absent.setType(OptionalType.ofTensor())
         env = {None: absent, **dict(zip(program.inputs, inputs, strict=True))}
         for constant in program.constants():
             env[constant] = g.op("Constant", value_t=torch.from_numpy(constant.array.copy()))
@@ -48,22 +47,20 @@ def _append(g: Any, program: Program, env: dict[Value | None, Any]) -> None:
 
 
 def _append_loop(g: Any, loop: TimeLoop, inputs: list[Any], env: dict[Value | None, Any]) -> tuple[Any, Any]:
-    from torch.onnx._internal.torchscript_exporter import jit_utils
-
     state, *sequences = inputs
     shape = g.op("Shape", sequences[0])
     zero = g.op("Constant", value_t=torch.tensor(0))
     steps = g.op("Gather", shape, zero, axis_i=0)
     true = g.op("Constant", value_t=torch.tensor(True))
-    (final, states), (body,), _ = jit_utils.add_op_with_blocks(g, "Loop", steps, true, state, outputs=2, n_blocks=1)
+    (final, states), (body,), _ = add_op_with_blocks(g, "Loop", steps, true, state, outputs=2, n_blocks=1)
     step, condition, carried = (body.block.addInputToBlock() for _ in range(3))
-    step.setType(torch._C.TensorType.get().with_dtype(torch.int64).with_sizes([]))
-    condition.setType(torch._C.TensorType.get().with_dtype(torch.bool).with_sizes([]))
+    step.setType(TensorType.get().with_dtype(torch.int64).with_sizes([]))
+    condition.setType(TensorType.get().with_dtype(torch.bool).with_sizes([]))
     carried.setType(_type(carried, loop.body.inputs[0]))
     slices = [body.op("Gather", sequence, step, axis_i=0) for sequence in sequences]
-    for value, piece in zip(loop.body.inputs, (carried, *slices), strict=True):
-        piece.setType(_type(piece, value))
-        env[value] = piece
+    for value, part in zip(loop.body.inputs, (carried, *slices), strict=True):
+        part.setType(_type(part, value))
+        env[value] = part
     _append(body, loop.body, env)
     updated = env[loop.body.outputs[0]]
     for result in (body.op("Identity", condition), updated, body.op("Identity", updated)):
@@ -73,10 +70,10 @@ def _append_loop(g: Any, loop: TimeLoop, inputs: list[Any], env: dict[Value | No
 
 def _attributes(node: Node) -> dict[str, Any]:
     """Return the attributes with the suffix that tells the exporter their type."""
-    values = {name: _ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
+    values = {name: ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
     return {f"{name}_{'s' if isinstance(value, str) else 'i'}": value for name, value in values.items()}
 
 
 def _type(result: Any, value: Value) -> Any:
     sizes = [size if isinstance(size, int) else None for size in value.shape]
-    return torch._C.TensorType.get().with_dtype(getattr(torch, value.dtype)).with_sizes(sizes)
+    return TensorType.get().with_dtype(getattr(torch, value.dtype)).with_sizes(sizes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qgru.export.program import Builder, Constant, Program, Value
+from qgru.export.onnx.program import Builder, Constant, Program, Value
 
 Parameters = Sequence[np.ndarray]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qgru.export.program import Builder, Constant, Value
+from qgru.export.onnx.program import Builder, Constant, Value
 from qgru.grid import Grid
 from qgru.ops.plan import TABLE_BITS
 from qgru.ops.reference import activation_table
@@ -172,15 +172,14 @@ class Arithmetic:
         value, container = (a.value if isinstance(a, Exact) else a), self.target.container(grid)
         if isinstance(a, Exact) and _fits(_FLOAT32, a.exponent, a.limit):
             value = self.builder.cast(value, "float32")
-        bounds = (grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
         if container and value.dtype == "float32":
             if not container.saturates_like(grid):
-                value = self._clip(value, *(bound * grid.scale for bound in bounds))
+                value = self._clip(value, *grid.real_range)
             return self._quantize_linear(value, container, grid), container
         dtype = wider(value.dtype, _grid_dtype(grid))
         scaled = self._scale(self.builder.cast(value, dtype), 2.0**grid.exp2_inv)
         rounded = self.builder.op("Round", scaled, dtype=dtype, shape=scaled.shape)
-        steps = self._clip(rounded, *bounds)
+        steps = self._clip(rounded, *grid.mantissas)
         if container is None:
             return steps, Container(dtype, offset=grid.zero_point)
         return self._quantize_linear(
@@ -193,7 +192,7 @@ class Arithmetic:
         else:
             inputs = (stored, *_scale_and_zero_point(grid, container))
             value = self.builder.op("DequantizeLinear", *inputs, dtype="float32", shape=stored.shape)
-        return Exact(value, np.array(float(grid.exp2_inv)), np.array(_largest_step(grid) * grid.scale))
+        return Exact(value, np.array(float(grid.exp2_inv)), np.array(grid.mantissa_bound * grid.scale))
 
     def _quantize_linear(self, value: Value, container: Container, grid: Grid) -> Value:
         inputs = (value, *_scale_and_zero_point(grid, container))
@@ -220,16 +219,12 @@ def _fits(bound: float, exponent: np.ndarray, limit: np.ndarray) -> bool:
 
 
 def _grid_dtype(grid: Grid) -> str:
-    return "float32" if _largest_step(grid) <= _FLOAT32 else "float64"
+    return "float32" if grid.mantissa_bound <= _FLOAT32 else "float64"
 
 
 def wider(*dtypes: str) -> str:
     """Return the type among float32 and float64 that holds them all."""
     return "float64" if "float64" in dtypes else "float32"
-
-
-def _largest_step(grid: Grid) -> int:
-    return max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
 
 
 def _scale_and_zero_point(grid: Grid, container: Container) -> tuple[Constant, Constant]:

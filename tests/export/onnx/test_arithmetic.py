@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from qgru import Grid
-from qgru.export.arithmetic import Arithmetic, Exact, Target
-from qgru.export.program import Builder, Value
+from qgru.export.onnx.arithmetic import Arithmetic, Exact, Target
+from qgru.export.onnx.program import Builder, Value
 
 
 def exact(dtype: str, exponent: float, limit: float) -> Exact:

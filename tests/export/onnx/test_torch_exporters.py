@@ -62,8 +62,10 @@ def test_float_is_one_standard_node_a_layer(dynamo, tmp_path):
 
 
 @pytest.mark.parametrize("dynamo", (False, True))
-def test_the_parameters_of_the_moment_are_exported(dynamo, tmp_path):
+def test_the_modules_own_parameters_of_the_moment_are_exported(dynamo, tmp_path):
     gru = calibrated(5)
+    others = {name: torch.randn_like(parameter) for name, parameter in gru.named_parameters()}
+    torch.func.functional_call(gru, others, (noise(gru, 4, 3),))
     gru.export_mode = True
     with torch.no_grad():
         gru.weight_hh_l0.mul_(-1)
@@ -172,15 +174,53 @@ def test_plain_export_of_what_cannot_be(tmp_path):
         export(gru, torch.randn(4, 2, 3), tmp_path / "gru.onnx", dynamo=True)
 
 
-def test_parameters_that_are_not_the_modules_own_are_never_exported(tmp_path):
-    gru = calibrated(12)
-    others = {name: torch.randn_like(parameter) for name, parameter in gru.named_parameters()}
+@pytest.mark.parametrize("dynamo", (False, True))
+def test_parametrized_weights(dynamo, tmp_path):
+    gru = calibrated(13, input_size=3, hidden_size=3)
+    nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    assert export_onnx(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=dynamo).differing_integers == 0
+    assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 6, 2))
+
+
+@pytest.mark.parametrize("dynamo", (False, True))
+@pytest.mark.parametrize("format", ("qdq", "float"))
+def test_float16(dynamo, format, tmp_path):
+    gru = calibrated(14, range(4, 12), num_layers=1 if dynamo else 2, hidden_size=3).half()
+    h0 = torch.randn(gru.num_layers, 3, gru.hidden_size, dtype=torch.float16)
+    report = export_onnx(gru, (noise(gru, 4, 3), h0), tmp_path / "gru.onnx", format, dynamo=dynamo)
+    assert report.largest_float_difference < {"qdq": 1e-9, "float": 2e-3}[format]
+    if format == "qdq":
+        assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 7, 2), h0[:, :2])
+
+
+@pytest.mark.parametrize("dynamo", (False, True))
+def test_bfloat16_is_refused_by_name(dynamo, tmp_path):
+    model = Tagger(15).bfloat16()
+    with pytest.raises(ValueError, match=r"^rnn: .* torch.bfloat16; expected float16, float32 or float64: call float"):
+        export_onnx(model, torch.randn(2, 5, 3).bfloat16(), tmp_path / "tagger.onnx", dynamo=dynamo)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_time_steps(tmp_path):
+    """As the package's docstring says, of ONNX Runtime; the process would not survive asking a ``float`` file."""
+    gru = calibrated(16, input_size=3, hidden_size=5)
+    x, h0 = noise(gru, 4, 2), torch.randn(1, 2, 5)
+    export_onnx(gru, (x, h0), tmp_path / "gru.onnx")
+    output, h_n = run(tmp_path / "gru.onnx", x[:0], h0)
+    grid = gru.grids()["output.h"]
+    assert output.size == 0
+    assert torch.equal(torch.from_numpy(h_n).double(), grid.dequantize(grid.quantize(h0)))
+    with pytest.raises(RuntimeError):
+        gru(x[:0], h0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("mode", (False, True))
+def test_torch_jit_trace_says_what_to_use(mode):
+    gru = calibrated(17)
+    gru.export_mode = mode
+    with pytest.raises(RuntimeError, match=r"^torch.jit.trace can't record .* qgru.export.export_onnx"):
+        torch.jit.trace(gru, (noise(gru, 4, 3),))
     gru.use_quantization = False
-    torch.func.functional_call(gru, others, (noise(gru, 4, 3),))
-    gru.use_quantization = gru.export_mode = True
-    with pytest.raises(errors.OnnxExporterError, match="export with qgru.export.export_onnx"):
-        export(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=True)
-    export(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=False)
-    assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 6, 2))
-    export_onnx(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", dynamo=True)
-    assert_same_integers(gru, tmp_path / "gru.onnx", noise(gru, 6, 2))
+    x = noise(gru, 4, 3)
+    assert torch.equal(torch.jit.trace(gru, (x,))(x)[0], nn.GRU.forward(gru, x)[0])

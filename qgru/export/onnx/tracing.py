@@ -4,58 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import _disable_current_modes
 
-from qgru.export import quantized, standard
-from qgru.export.arithmetic import Target
-from qgru.export.program import Program
-from qgru.gru import QuantGRU
-from qgru.state import BUFFERS
+from qgru import torch_private
+from qgru.direction import directions_of
+from qgru.export.onnx import quantized, standard
+from qgru.export.onnx.arithmetic import Target
+from qgru.export.onnx.program import Program
+from qgru.export.onnx.session import SESSION
+from qgru.schema import BIASES
+
+if TYPE_CHECKING:
+    from qgru.gru import QuantGRU
 
 _DYNAMO_DEFAULT_OPSET = 20
-_BIASES = ("weight.bw", "weight.br")
+_TYPES = (torch.float16, torch.float32, torch.float64)
 
 
-@dataclass
-class Session:
-    """What `qgru.export` knows of the model while it exports it or runs it.
-
-    Attributes:
-        names: of the quantized layers, by the module's id.
-        opset: of the file.
-        calls: every call of a layer that quantizes, in order.
-    """
-
-    names: dict[int, str]
-    opset: int | None = None
-    calls: list[Call] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a layer: its name, what it was given and what it returned."""
-
-    layer: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
-
-
-def export_forward(gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+def traced_forward(
+    gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | None = None
+) -> tuple[Any, Tensor] | None:
     """Run a layer whose ``export_mode`` is on.
 
     Inside of an export, or of `export_onnx`, the layer computes what its ``export_format`` says, whatever its other
-    switches; anywhere else it runs as if ``export_mode`` were off.
+    switches.
 
     Args:
         gru: the layer.
@@ -63,21 +39,23 @@ def export_forward(gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | N
         hx: likewise.
 
     Returns:
-        output and h_n, laid out as `nn.GRU` does.
+        output and h_n, laid out as `nn.GRU` does; None outside of an export.
 
     Raises:
         TypeError: where `input` is packed, which ONNX has no form of.
         RuntimeError: where the layer is to be quantized and not calibrated.
-        ValueError: where the exact arithmetic of an operator has no form in ONNX; the message names it.
+        ValueError: where the exact arithmetic of an operator has no form in ONNX, or the layer is in bfloat16; the
+            message names it.
     """
     session, is_exporting = SESSION.get(), torch.onnx.is_in_onnx_export()
     if not (session or is_exporting):
-        return _as_ever(gru, input, hx)
+        return None
     name = session.names[id(gru)] if session else type(gru).__name__
     if isinstance(input, PackedSequence):
         raise TypeError(f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input")
     is_quantized = gru.export_format == "qdq" and not gru.bitwidth_config.disable_quantization
     with _named(name):
+        _check_type(gru)
         if is_exporting:
             output, h_n = _symbolic(gru, input, hx, is_quantized)
         elif is_quantized:
@@ -85,16 +63,14 @@ def export_forward(gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | N
         else:
             output, h_n = nn.GRU.forward(gru, input, hx)
     if session and is_quantized:
-        session.calls.append(Call(name, (input,) if hx is None else (input, hx), (output, h_n)))
+        session.record(name, (input,) if hx is None else (input, hx), (output, h_n))
     return output, h_n
 
 
-def _as_ever(gru: QuantGRU, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor]:
-    gru.export_mode = False
-    try:
-        return QuantGRU.forward(gru, input, hx)
-    finally:
-        gru.export_mode = True
+def _check_type(gru: QuantGRU) -> None:
+    dtype = gru.weight_ih_l0.dtype
+    if dtype not in _TYPES:  # numpy, and so ONNX Runtime's Python side, has no such tensors
+        raise ValueError(f"its parameters are {dtype}; expected float16, float32 or float64: call float() on the model")
 
 
 def _symbolic(gru: QuantGRU, input: Tensor, hx: Tensor | None, is_quantized: bool) -> tuple[Tensor, Tensor]:
@@ -122,28 +98,21 @@ def _time_first(gru: nn.GRU, input: Tensor) -> Tensor:
 
 def _replay(program: Program, inputs: list[Tensor], is_traced: bool) -> tuple[Tensor, ...]:
     if is_traced:
-        from qgru.export import legacy
+        from qgru.export.onnx import legacy
 
         return legacy.Replay.apply(program, *inputs)
-    from qgru.export import dynamo
+    from qgru.export.onnx import dynamo
 
     return dynamo.replay(program, *inputs)
 
 
-def cell_positions(gru: nn.GRU) -> list[tuple[int, bool]]:
-    """Return (layer, reverse) of every layer and direction, in `nn.GRU`'s order."""
-    directions = (False, True) if gru.bidirectional else (False,)
-    return [(layer, reverse) for layer in range(gru.num_layers) for reverse in directions]
-
-
 def _quantized_program(gru: QuantGRU, dtype: torch.dtype, has_hx: bool, target: Target) -> Program:
     cells = []
-    for layer, reverse in cell_positions(gru):
-        weights = gru.quantized_weights(layer, reverse)
+    for direction in directions_of(gru):
+        weights = gru.quantized_weights(*direction)
         if not gru.bias:
-            weights = {key: value for key, value in weights.items() if key not in _BIASES}
-        where = f"layer {layer}{', reverse' if reverse else ''}"
-        cells.append(quantized.Cell(where, gru.grids(layer, reverse), weights, reverse))
+            weights = {key: value for key, value in weights.items() if key not in BIASES}
+        cells.append(quantized.Cell(str(direction), gru.grids(*direction), weights, direction.reverse))
     return quantized.gru_program(_by_layer(gru, cells), str(dtype).removeprefix("torch."), has_hx, target)
 
 
@@ -173,46 +142,42 @@ def _opset(is_traced: bool) -> int:
     session = SESSION.get()
     if session and session.opset:
         return session.opset
-    if not is_traced:
-        return _DYNAMO_DEFAULT_OPSET
-    from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
-
-    return GLOBALS.export_onnx_opset_version
+    return torch_private.GLOBALS.export_onnx_opset_version if is_traced else _DYNAMO_DEFAULT_OPSET
 
 
 @contextmanager
 def _unseen() -> Iterator[None]:
     """Compute without the exporter recording it."""
-    tracer = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    tracer = torch_private.get_tracing_state()
+    torch_private.set_tracing_state(None)
     try:
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+        with torch_private.disable_current_modes(), torch_private.DisableTorchFunction(), torch.no_grad():
             yield
     finally:
-        torch._C._set_tracing_state(tracer)
+        torch_private.set_tracing_state(tracer)
 
 
 @contextmanager
 def _real_tensors(gru: QuantGRU) -> Iterator[None]:
     """Give the layer its parameters and buffers back, where `torch.export` has put symbolic ones.
 
-    `torch.export` replaces what the module has registered; the references that `nn.GRU` and `QuantGRU` keep for their
-    own use still lead to the real tensors.
-
     Raises:
-        RuntimeError: where they lead elsewhere, as they do after `torch.func.functional_call`.
+        RuntimeError: where nothing stands behind a symbolic one; names it.
     """
-    parameters = dict(zip(gru._flat_weights_names, gru._flat_weights, strict=True))
-    buffers = {name: tensor for name, (tensor, _) in zip(BUFFERS, gru._read, strict=True)}
-    seen = detect_fake_mode().fake_tensor_converter
-    if any(seen._get_memo(tensor) is None for tensor in (*parameters.values(), *buffers.values())):
-        raise RuntimeError("its parameters are not those it last ran with; export with qgru.export.export_onnx")
-    homes = ((gru._parameters, parameters), (gru._buffers, buffers))
-    symbolic = [{name: home[name] for name in real} for home, real in homes]
-    for home, real in homes:
-        home.update(real)
+    homes = [home for module in gru.modules() for home in (module._parameters, module._buffers)]
+    places = [(home, name) for home in homes for name, tensor in home.items() if tensor is not None]
+    symbolic = [home[name] for home, name in places]
+    real = torch_private.tensors_behind(symbolic)
+    for (_, name), tensor in zip(places, real, strict=True):
+        if tensor is None:
+            raise RuntimeError(f"nothing but its shape is known of its {name!r} here; export with dynamo=False")
+    _put(places, real)
     try:
         yield
     finally:
-        for (home, _), tensors in zip(homes, symbolic, strict=True):
-            home.update(tensors)
+        _put(places, symbolic)
+
+
+def _put(places: list[tuple[dict[str, Any], str]], tensors: list[Tensor]) -> None:
+    for (home, name), tensor in zip(places, tensors, strict=True):
+        home[name] = tensor
