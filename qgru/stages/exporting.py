@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from qgru.convert import quantized_layers
-from qgru.files import safe_name, written_whole
-from qgru.gru import EXPORT_FORMATS
+from qgru.export.formats import find
+from qgru.export.layers import export_layers, file_names
+from qgru.files import written_whole
 from qgru.stages.passes import eval_mode, extra_pass
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ def check_formats(formats: Sequence[str]) -> None:
     Raises:
         ValueError: naming the format.
     """
-    unknown = [name for name in formats if name not in EXPORT_FORMATS]
-    if unknown:
-        raise ValueError(f"unknown export format {unknown[0]!r}; expected {' or '.join(map(repr, EXPORT_FORMATS))}")
+    for name in formats:
+        find(name, "export format")
 
 
 def export(
@@ -63,49 +63,34 @@ def export(
     directory.mkdir(parents=True, exist_ok=True)
     with _eager_on_cpu(module):
         layers = quantized_layers(module)
-        for name, file_name in _file_names(layers).items():
+        for name, file_name in file_names(layers, module).items():
             prefix = f"{file_name}." if len(layers) > 1 else ""
             with written_whole(directory / f"{prefix}quant_params.json") as path:
                 layers[name].export_quant_params(path, include_weights=True)
             with written_whole(directory / f"{prefix}bitwidth_config.json") as path:
                 layers[name].bitwidth_config.to_json(path)
         for name in formats:
-            reports.update(_export_onnx(module, args, directory, name))
+            reports.update(_export_format(module, args, directory, name))
     return reports
 
 
-def _file_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a safe file name for each layer's, no two of them alike, also where case does not count."""
-    taken, found = set(), {}
-    for name in names:
-        base = candidate = safe_name(name)
-        count = 1
-        while candidate.casefold() in taken:
-            count += 1
-            candidate = f"{base}-{count}"
-        taken.add(candidate.casefold())
-        found[name] = candidate
-    return found
-
-
-def _export_onnx(
+def _export_format(
     module: nn.Module, args: tuple[Any, ...] | None, directory: Path, name: str
 ) -> dict[str, ExportReport]:
-    from qgru.export import export_layers, export_onnx
-
-    path = directory / f"model_{name}.onnx"
-    path.unlink(missing_ok=True)  # an earlier run's
+    format = find(name)
+    path, folder = directory / f"model_{name}{format.suffix}", directory / f"model_{name}"
     try:
         if args is None:
             raise ValueError("no example of its forward's positional arguments")
-        return {path.name: export_onnx(module, args, path, format=name)}
+        return {path.name: format.export_model(module, args, path)}
     except Exception as error:
         warnings.warn(
             f"qgru: {type(module).__name__} can't be exported to ONNX ({name}) as a whole "
             f"({type(error).__name__}: {error}); exporting each quantized layer by itself",
             stacklevel=3,
         )
-        reports = export_layers(module, path.with_suffix(""), name).values()
+        reports = export_layers(module, folder, name).values()
+        path.unlink(missing_ok=True)  # an earlier run's, which the layers' files replace
         return {report.path.relative_to(directory).as_posix(): report for report in reports}
 
 
