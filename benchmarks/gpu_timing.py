@@ -91,6 +91,6 @@ def first_calls_s(step: Step) -> tuple[float, float]:
 def _forget() -> None:
     """Empty every cache of compiled kernels and layouts in memory."""
     library._kept.clear()
-    cached = (nvrtc.cubin, layer.layer_of, layer._kernel, layer._device_tables, plan.plan_of, run.gradient_of)
+    cached = (nvrtc.cubin, layer.layer_of, layer._kernel, layer._device_tables, plan.plan_of, run.backward_of)
     for function in (*cached, layer.processor, geometry.geometry):
         function.cache_clear()

@@ -9,9 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qgru.ops.cuda.backward import Backward, Saved
 from qgru.ops.cuda.compile import ensure_context
-from qgru.ops.cuda.gradient import Gradient, Saved
-from qgru.ops.cuda.layer import CALL, Layer, Shape, layer_of
+from qgru.ops.cuda.layer import Layer, Shape, layer_of
+from qgru.ops.cuda.structs import CALL
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def forward(
                 last.data_ptr() + 4 * i * batch * hidden,
                 workspace.data_ptr() + start,
                 *(x.stride(0), x.stride(1), count * hidden * batch, count * hidden),
-                *(i, 0),
+                i,
             )
             layer.run(stream, call)
             start += layer.bytes
@@ -113,7 +114,7 @@ def backward(
             d_own = d_states if d_states is None or len(grids) == 1 else d_states[:, :, i * hidden : (i + 1) * hidden]
             with _on_stream(device, i):
                 d_end = None if d_last is None else d_last[i]
-                dx, dh, of_parameters = gradient_of(layer).run(stream, saved, bool(i), d_own, d_end, needs_x)
+                dx, dh, of_parameters = backward_of(layer).run(stream, saved, bool(i), d_own, d_end, needs_x)
             d_x.append(dx)
             d_h.append(dh)
             gradients += of_parameters
@@ -125,9 +126,9 @@ def backward(
 
 
 @lru_cache(maxsize=1024)
-def gradient_of(layer: Layer) -> Gradient:
+def backward_of(layer: Layer) -> Backward:
     """Return a layer's backward."""
-    return Gradient(layer)
+    return Backward(layer)
 
 
 def _launching(device: int) -> AbstractContextManager[object]:
