@@ -12,6 +12,7 @@ from torch import Tensor
 from qgru.ops.cuda import constants
 from qgru.ops.cuda.compile import Kernel
 from qgru.ops.cuda.layer import Layer
+from qgru.ops.cuda.macros import Macros
 from qgru.ops.cuda.structs import CHUNK, INPUT_TENSORS, PARAMETER_TENSORS
 
 _BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
@@ -116,15 +117,25 @@ class Backward:
         return dx, buffer[:dh].view(batch, hidden), self._parameters(stream, saved, sums, d_bias)
 
     @cached_property
-    def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
+    def macros(self) -> dict[str, Macros]:
+        """What each of backward's kernels is compiled with."""
         layer, walk = self.layer, self.layer.walk
         assert walk is not None
-        warps = {"WARPS": _ELEMENT_WARPS}
-        of_walk = {**walk.macros(layer.widths), "LIMBS": layer.limbs}
-        kernels = layer.kernels({"factors": warps, "walk": of_walk, "operands": warps})
+        warps = {"factors": _ELEMENT_WARPS, "operands": _ELEMENT_WARPS, "parameters": _ROW_WARPS}
+        warps |= {"input_weights": _ROW_WARPS, "input_gradient": _ELEMENT_WARPS}
+        chosen = {name: layer.choose(name, WARPS=count) for name, count in warps.items()}
+        return {**chosen, "walk": layer.choose("walk", **walk.macros(layer.widths), LIMBS=layer.limbs)}
+
+    def _kernels(self, *names: str) -> list[Kernel]:
+        return self.layer.kernels({name: self.macros[name] for name in names})
+
+    @cached_property
+    def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
+        walk, elements = self.layer.walk, constants.elements(self)
+        assert walk is not None
+        kernels = self._kernels("factors", "walk", "operands")
         grids = (self.factors_grid, (walk.groups * walk.cluster, 1), self.operands_grid)
-        elements = constants.elements(self)
-        return tuple(zip(kernels, grids, (elements, constants.walk(layer), elements), strict=True))
+        return tuple(zip(kernels, grids, (elements, constants.walk(self.layer), elements), strict=True))
 
     def _parameters(self, stream: int, saved: Saved, sums: Sequence[Tensor], d_bias: int) -> list[Tensor]:
         """Return the gradients of W, R, bw and br: zero where a parameter is clamped."""
@@ -136,16 +147,14 @@ class Backward:
 
     @cached_property
     def _finish(self) -> tuple[Kernel, tuple[int, int], bytes]:
-        kernel = self.layer.kernel("parameters", {"WARPS": _ROW_WARPS})
-        return kernel, (4 * self.layer.shape.hidden, 1), constants.parameters(self)
+        return self._kernels("parameters")[0], (4 * self.layer.shape.hidden, 1), constants.parameters(self)
 
     def _input_weights(self, stream: int, saved: Saved) -> Tensor:
         """Return W's integers as real numbers in the order of the gates' gradients, (12 * pairs, terms * width)."""
         size = (12 * self.pairs, self.W_terms * self.x_width)
         weights = torch.empty(size, dtype=torch.bfloat16, device=saved.states.device)
         tensors = (weights.data_ptr(), 0, 0, 0, 0, 0, 0)
-        kernel = self.layer.kernel("input_weights", {"WARPS": _ROW_WARPS})
-        self._launch_input(kernel, stream, saved, (12 * self.pairs, 1), tensors)
+        self._launch_input(0, stream, saved, (12 * self.pairs, 1), tensors)
         return weights
 
     def _input_gradient(self, stream: int, saved: Saved, products: Tensor, dx: Tensor, first: int) -> None:
@@ -153,18 +162,18 @@ class Backward:
         address = x.data_ptr() + first * x.stride(0) * x.element_size()
         grid = (min(-(-rows // _ELEMENT_WARPS), 1 << 12), 1)
         tensors = (0, address, products.data_ptr(), dx.data_ptr(), *x.stride()[:2], rows)
-        kernel = self.layer.kernel("input_gradient", {"WARPS": _ELEMENT_WARPS})
-        self._launch_input(kernel, stream, saved, grid, tensors)
+        self._launch_input(1, stream, saved, grid, tensors)
 
     def _launch_input(
-        self, kernel: Kernel, stream: int, saved: Saved, grid: tuple[int, int], tensors: Sequence[int]
+        self, which: int, stream: int, saved: Saved, grid: tuple[int, int], tensors: Sequence[int]
     ) -> None:
         head = INPUT_TENSORS.pack(saved.workspace, saved.exponents.data_ptr(), *tensors)
-        kernel(stream, grid, head + self._inputs)
+        kernels, known = self._inputs
+        kernels[which](stream, grid, head + known)
 
     @cached_property
-    def _inputs(self) -> bytes:
-        return constants.inputs(self)
+    def _inputs(self) -> tuple[list[Kernel], bytes]:
+        return self._kernels("input_weights", "input_gradient"), constants.inputs(self)
 
 
 def _address(tensor: Tensor | None) -> int:

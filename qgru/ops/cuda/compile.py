@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qgru.ops.cuda import cache
 from qgru.ops.cuda.macros import Macros, Source
@@ -68,7 +68,7 @@ def cubin(source: Source, macros: Macros, arch: str) -> bytes:
     return code
 
 
-def compiled(text: str, folder: Path, macros: Macros, arch: str) -> bytes:
+def compiled(text: str, folder: Path, macros: Macros, arch: str, log: TextIO | None = None) -> bytes:
     """Compile.
 
     Args:
@@ -76,6 +76,7 @@ def compiled(text: str, folder: Path, macros: Macros, arch: str) -> bytes:
         folder: where it finds what it includes.
         macros: names and values.
         arch: such as ``"sm_90"``.
+        log: where to write the compiler's warnings.
     """
     from cuda.core import Program, ProgramOptions
 
@@ -86,7 +87,7 @@ def compiled(text: str, folder: Path, macros: Macros, arch: str) -> bytes:
         include_path=[str(folder)],
         no_source_include=True,  # not from the folder that Python runs in
     )
-    return bytes(Program(text, "c++", options=options).compile("cubin").code)
+    return bytes(Program(text, "c++", options=options).compile("cubin", logs=log).code)
 
 
 def compile_together(kernels: Iterable[tuple[Source, Macros]], arch: str) -> None:

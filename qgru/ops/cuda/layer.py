@@ -13,7 +13,7 @@ from qgru.ops.cuda import constants
 from qgru.ops.cuda.compile import Kernel, arch_of, compile_together
 from qgru.ops.cuda.geometry import Processor, Widths, geometry
 from qgru.ops.cuda.layouts import Loop, Walk
-from qgru.ops.cuda.macros import KERNELS, Macros, Source
+from qgru.ops.cuda.macros import KERNELS, Macros
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, Plan, plan_of
 from qgru.ops.cuda.projection import Projection, projection
 
@@ -42,24 +42,28 @@ def processor(device: int) -> Processor:
     clusters = [(1, count)]
     if capability[0] in (9, 10):
         for size in (2, 4, 8, 16):
-            clusters.append(
-                (size, Kernel(KERNELS["empty"], (), device, capability, 32, shared, size).clusters_at_once())
-            )
+            empty = Kernel(KERNELS["empty"], (), device, capability, 32, shared, size)
+            clusters.append((size, empty.clusters_at_once()))
     return Processor(capability, count, shared, tuple(clusters))
 
 
 @lru_cache(maxsize=1024)
 def layer_of(grids: str, shape: Shape, limbs: int) -> Layer | None:
+    """Return what runs the layer on its device, or None; see `layer_on`."""
+    return layer_on(processor(shape.device), grids, shape, limbs)
+
+
+def layer_on(of_device: Processor, grids: str, shape: Shape, limbs: int) -> Layer | None:
     """Return what runs the layer, or None where no kernel takes these grids or this shape.
 
     Args:
+        of_device: what the device offers.
         grids: by `flatten`.
         shape: the sizes.
         limbs: 8-bit limbs of the recurrent gradient, 2 (about 2**-15 of a row's largest) or 3; 0 for inference.
     """
     plan = plan_of(grids)
     arithmetic = plan.arithmetic(shape.input, shape.hidden)
-    of_device = processor(shape.device)
     if arithmetic is None or of_device.capability < (8, 0) or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
@@ -139,26 +143,15 @@ class Layer:
         """Values, then slopes, on the device."""
         return _device_tables(self.plan, self.shape.device)
 
-    def kernels(self, wanted: Mapping[str, Mapping[str, int]]) -> list[Kernel]:
-        """Return compiled kernels; `wanted` gives, for each name, `kernel`'s `macros`."""
-        arch = arch_of(processor(self.shape.device).capability)
-        compile_together([(KERNELS[name], self._choose(name, macros)) for name, macros in wanted.items()], arch)
-        return [self.kernel(name, macros) for name, macros in wanted.items()]
+    def kernels(self, macros: Mapping[str, Macros]) -> list[Kernel]:
+        """Return compiled kernels, of `macros` by name."""
+        device, capability = self.shape.device, processor(self.shape.device).capability
+        compile_together([(KERNELS[name], values) for name, values in macros.items()], arch_of(capability))
+        return [_kernel(name, values, device, capability) for name, values in macros.items()]
 
-    def kernel(self, name: str, macros: Mapping[str, int]) -> Kernel:
-        """Return a compiled kernel.
-
-        Args:
-            name: of `KERNELS`.
-            macros: values of those that this layer's grids and shape alone don't decide.
-        """
-        device, chosen = self.shape.device, self._choose(name, macros)
-        values = dict(chosen)
-        launch = (32 * values["WARPS"], values.get("SHARED_BYTES", 0), values.get("CLUSTER", 1))
-        return _kernel(KERNELS[name], chosen, device, processor(device).capability, *launch)
-
-    def _choose(self, name: str, macros: Mapping[str, int]) -> Macros:
-        return KERNELS[name].choose({**self._macros, **macros})
+    def choose(self, name: str, **values: int) -> Macros:
+        """Return a kernel's macros: `values`, and what this layer's grids and shape decide."""
+        return KERNELS[name].choose({**self._macros, **values})
 
     @cached_property
     def _macros(self) -> dict[str, int]:
@@ -176,16 +169,22 @@ class Layer:
             "X_BYTES": 4 if dtype == torch.float32 else 2,
         }
 
-    def _forward_macros(self) -> dict[str, int]:
+    @cached_property
+    def macros(self) -> dict[str, Macros]:
+        """What each of the forward's kernels is compiled with."""
         plan, tables = self.plan, self.widths.table_bytes
         biased = not self.wide and not self.sum_wide and plan.accumulator(self.shape.hidden) <= 1 << 22
+        of_tables = {"SHARED_TABLES": int(tables > 0), "TABLE_ENTRIES": tables // 4}
         return {
-            **self.layout.macros(self.widths),
-            "BIASED_SUMS": int(biased),
-            "SHARED_TABLES": int(tables > 0),
-            "STATE_OFFSET": int(plan.offset("output.h") != 0),
-            "TABLE_ENTRIES": tables // 4,
-            "TRAIN": int(self.train),
+            "prepare": self.choose("prepare", WARPS=_PREPARE_WARPS),
+            "project": self.choose("project", **self.projection.macros),
+            "forward": self.choose(
+                "forward",
+                **{**self.layout.macros(self.widths), **of_tables},
+                BIASED_SUMS=int(biased),
+                STATE_OFFSET=int(plan.offset("output.h") != 0),
+                TRAIN=int(self.train),
+            ),
         }
 
     def run(self, stream: int, call: bytes) -> None:
@@ -196,15 +195,10 @@ class Layer:
     @cached_property
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
         shape, layout, projection = self.shape, self.layout, self.projection
-        kernels = self.kernels({
-            "prepare": {"WARPS": _PREPARE_WARPS},
-            "project": projection.macros,
-            "forward": self._forward_macros(),
-        })  # fmt: skip
         rows = 3 * self.gate_rows + shape.time * layout.groups * layout.rows
         grids = ((-(-rows // _PREPARE_WARPS), 1), projection.grid, (layout.groups * layout.cluster, 1))
         packed = (constants.prepare(self), constants.project(self), constants.forward(self))
-        return tuple(zip(kernels, grids, packed, strict=True))
+        return tuple(zip(self.kernels(self.macros), grids, packed, strict=True))
 
     @property
     def gate_rows(self) -> int:
@@ -225,7 +219,7 @@ def _device_tables(plan: Plan, device: int) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _kernel(
-    source: Source, macros: Macros, device: int, capability: tuple[int, int], threads: int, shared: int, cluster: int
-) -> Kernel:
-    return Kernel(source, macros, device, capability, threads, shared, cluster)
+def _kernel(name: str, macros: Macros, device: int, capability: tuple[int, int]) -> Kernel:
+    values = dict(macros)
+    launch = (32 * values["WARPS"], values.get("SHARED_BYTES", 0), values.get("CLUSTER", 1))
+    return Kernel(KERNELS[name], macros, device, capability, *launch)
