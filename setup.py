@@ -44,7 +44,11 @@ def extensions() -> list[Extension]:
 
 CONF = config_packages()
 RECIPES = find_packages(include=["recipes", "recipes.*"])
-SOURCES = {"qgru.ops.cuda": ["kernels/*.cu", "kernels/*.cuh"], "qgru.ops.cpu": ["*.h", "*.cpp"]}
+SOURCES = {
+    "qgru.ops.cuda": ["kernels/*.cu", "kernels/*.cuh"],
+    "qgru.ops.cpu": ["*.h", "*.cpp"],
+    "qgru.calibration": ["kernels/*.cu"],
+}
 
 setup(
     packages=["hydra_plugins.qgru", *find_packages(include=["qgru", "qgru.*"]), *CONF, *RECIPES],

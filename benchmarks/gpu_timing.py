@@ -11,9 +11,9 @@ from unittest import mock
 import torch
 
 from benchmarks.steps import Step
-from qgru.ops import library
+from qgru.ops import backends
+from qgru.ops.cuda import backend, geometry, layer, plan
 from qgru.ops.cuda import compile as nvrtc
-from qgru.ops.cuda import geometry, layer, plan, run
 
 
 def median_ms(step: Step, repeats: int = 20) -> float:
@@ -90,7 +90,7 @@ def first_calls_s(step: Step) -> tuple[float, float]:
 
 def _forget() -> None:
     """Empty every cache of compiled kernels and layouts in memory."""
-    library._kept.clear()
-    cached = (nvrtc.cubin, layer.layer_of, layer._kernel, layer._device_tables, plan.plan_of, run.gradient_of)
+    backends._served.clear()
+    cached = (nvrtc.cubin, layer.layer_of, layer._kernel, layer._device_tables, plan.kernel_plan, backend.backward_of)
     for function in (*cached, layer.processor, geometry.geometry):
         function.cache_clear()

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from torch import Tensor
 from qgru.calibration.cell import naming
 from qgru.calibration.histogram import KEYS, Histogram, check_bounds
 from qgru.ops.cuda import compile as nvrtc
+from qgru.ops.cuda.macros import Source
+from qgru.ops.cuda.structs import ADDRESS, LONG, Struct
 
-_ARGUMENTS = struct.Struct("@PqPP")
+SOURCE = Source(Path(__file__).parent / "kernels" / "count.cu", ("KEY_BITS", "WARPS"))
+MACROS = (("KEY_BITS", KEYS.bit_length() - 1), ("WARPS", 8))
+ARGUMENTS = Struct("CountArgs", (ADDRESS, "values"), (LONG, "length"), (ADDRESS, "table bounds"))
+_THREADS = 32 * dict(MACROS)["WARPS"]
 _INT32 = torch.iinfo(torch.int32)
 _BLOCKS = 1 << 11
 
@@ -67,8 +73,8 @@ def count(values: Mapping[str, list[Tensor]]) -> dict[str, DeviceHistogram]:
             tables.append(torch.zeros((3, KEYS), dtype=torch.int64, device=device))
             for tensor in map(torch.Tensor.contiguous, tensors):
                 addresses = (tensor.data_ptr(), tensor.numel(), tables[-1].data_ptr(), bounds[i].data_ptr())
-                blocks = max(1, min(-(-tensor.numel() // 256), _BLOCKS))
-                _kernel(device.index)(stream, (blocks, 1), _ARGUMENTS.pack(*addresses))
+                blocks = max(1, min(-(-tensor.numel() // _THREADS), _BLOCKS))
+                _kernel(device.index)(stream, (blocks, 1), ARGUMENTS.pack(*addresses))
     histograms = {}
     for name, table, ends in zip(values, tables, bounds.tolist(), strict=True):
         low, high = map(_real, ends)
@@ -80,7 +86,7 @@ def count(values: Mapping[str, list[Tensor]]) -> dict[str, DeviceHistogram]:
 
 @lru_cache(maxsize=32)
 def _kernel(device: int) -> nvrtc.Kernel:
-    return nvrtc.Kernel("count", (), device, torch.cuda.get_device_capability(device), 256)
+    return nvrtc.Kernel(SOURCE, MACROS, device, torch.cuda.get_device_capability(device), _THREADS)
 
 
 def _real(ordered: int) -> float:

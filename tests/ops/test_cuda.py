@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference on the CPU: integers exactly, gradients within the bounds of docs/numerics.md."""
+"""The CUDA kernels against the reference on the CPU: integers exactly, gradients within docs/numerics.md's bounds."""
 
 from __future__ import annotations
 

@@ -57,9 +57,7 @@ class Cpu(Backend):
         """Say so where the extension was not built."""
         if _kernels is not None:
             return None
-        return (
-            "they were not built; with torch and a C++ compiler in place, pip install --no-build-isolation qgru"
-        )
+        return "they were not built; with torch and a C++ compiler in place, pip install --no-build-isolation qgru"
 
     def describe(self) -> str:
         """Name the path in use."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from qgru.ops.backends import Backend
-from qgru.ops.call import Gradient as Asked
-from qgru.ops.call import LayerCall, LayerShape
+from qgru.ops.call import Gradient, LayerCall, LayerShape
+from qgru.ops.cuda.backward import Backward, Saved
 from qgru.ops.cuda.compile import ensure_context, is_available
-from qgru.ops.cuda.gradient import Gradient, Saved
-from qgru.ops.cuda.layer import CALL, INPUT_DTYPES, LEAST_CAPABILITY, Layer, Shape, layer_of, processor
+from qgru.ops.cuda.layer import INPUT_DTYPES, LEAST_CAPABILITY, Layer, Shape, layer_of, processor
+from qgru.ops.cuda.structs import CALL
 from qgru.ops.plan import Plan
 from qgru.torch_private import current_stream
 
-_LIMBS = {Asked.NONE: 0, Asked.TF32: 2, Asked.FLOAT32: 3}
+_LIMBS = {Gradient.NONE: 0, Gradient.TF32: 2, Gradient.FLOAT32: 3}
 """8-bit limbs of the recurrent gradient."""
 
 _NOTHING = nullcontext()
@@ -54,7 +54,7 @@ class Cuda(Backend):
         for plan in plans:
             if plan.carrier(shape.input, shape.hidden) is None:
                 return "its sums and products fit none of their types; operands may have up to 16 bits"
-            if layer_of(plan, _shape(shape), _LIMBS[Asked.FLOAT32]) is None:
+            if layer_of(plan, _shape(shape), _LIMBS[Gradient.FLOAT32]) is None:
                 return f"hidden size {shape.hidden} fits no layout on this GPU"
         return None
 
@@ -93,7 +93,7 @@ class Cuda(Backend):
                     last.data_ptr() + 4 * i * batch * hidden,
                     workspace.data_ptr() + start,
                     *(x.stride(0), x.stride(1), count * hidden * batch, count * hidden),
-                    *(i, 0),
+                    i,
                 )
                 layer.run(stream, packed)
                 start += layer.bytes
@@ -129,7 +129,7 @@ class Cuda(Backend):
                 d_own = d_states if d_states is None or count == 1 else d_states[:, :, i * hidden : (i + 1) * hidden]
                 with _on_stream(device, i):
                     d_end = None if d_last is None else d_last[i]
-                    dx, dh, of_parameters = gradient_of(layer).run(stream, saved, bool(i), d_own, d_end, needs_x)
+                    dx, dh, of_parameters = backward_of(layer).run(stream, saved, bool(i), d_own, d_end, needs_x)
                 d_x.append(dx)
                 d_h.append(dh)
                 gradients += of_parameters
@@ -175,9 +175,9 @@ def _kept_states(workspace: Tensor, layers: Sequence[Layer]) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def gradient_of(layer: Layer) -> Gradient:
+def backward_of(layer: Layer) -> Backward:
     """Return a layer's backward."""
-    return Gradient(layer)
+    return Backward(layer)
 
 
 def _launching(device: int) -> AbstractContextManager[object]:

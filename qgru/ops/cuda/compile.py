@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import tempfile
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-SOURCES = Path(__file__).parent / "kernels"
-FILES = {
-    "empty": ("empty.cu",),
-    "prepare": ("common.cuh", "stored.cuh", "prepare.cu"),
-    "project": ("common.cuh", "project.cu"),
-    "forward": ("common.cuh", "cell.cuh", "loop.cuh", "product.cuh", "forward.cu"),
-    "factors": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "factors.cu"),
-    "walk": ("common.cuh", "chunk.cuh", "walk.cuh", "reverse.cuh", "walk.cu"),
-    "pieces": ("common.cuh", "cell.cuh", "chunk.cuh", "factors.cuh", "pieces.cu"),
-    "parameters": ("common.cuh", "parameters.cu"),
-    "count": ("count.cu",),
-    "input_weights": ("common.cuh", "stored.cuh", "input.cu"),
-    "input_gradient": ("common.cuh", "stored.cuh", "input.cu"),
-}
-Macros = tuple[tuple[str, int], ...]
+from qgru.ops.cuda import cache
+from qgru.ops.cuda.macros import Macros, Source
+
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
-def source(name: str) -> str:
-    """Return the whole source of the kernel `name`."""
-    return "\n".join((SOURCES / file).read_text() for file in FILES[name])
+def sources(path: Path) -> dict[str, str]:
+    """Return a file's text, and that of every file beside it that it includes, by name."""
+    texts, waiting = {}, [path.name]
+    while waiting:
+        name = waiting.pop()
+        texts[name] = path.with_name(name).read_text(encoding="utf-8")
+        waiting += [included for included in _INCLUDE.findall(texts[name]) if included not in texts]
+    return texts
 
 
 @lru_cache(maxsize=1)
@@ -48,48 +41,59 @@ def is_available() -> bool:
 
 
 @lru_cache(maxsize=256)
-def cubin(name: str, macros: Macros, arch: str) -> bytes:
-    """Return the machine code of the kernel `name`, from the disk where an earlier process left it.
+def cubin(source: Source, macros: Macros, arch: str) -> bytes:
+    """Return a kernel's machine code, from the disk where an earlier process left it.
 
     Args:
-        name: one of `FILES`.
-        macros: names and values to compile with.
+        source: the kernel.
+        macros: values of all its macros, once each.
         arch: such as ``"sm_90"``.
+
+    Raises:
+        ValueError: naming the kernel, where `macros` are not its macros.
     """
     from cuda.bindings import nvrtc
-    from cuda.core import Program, ProgramOptions
 
-    text, version = source(name), nvrtc.nvrtcVersion()[1:]
-    key = hashlib.sha256(repr((text, macros, arch, version)).encode()).hexdigest()
-    cached = _cache_folder() / f"{name}-{key[:32]}.cubin"
-    if cached.is_file():
-        return cached.read_bytes()
-    defined = [(macro, str(value)) for macro, value in macros] or None
-    options = ProgramOptions(std="c++17", arch=arch, define_macro=defined)
-    code = bytes(Program(text, "c++", options=options).compile("cubin").code)
-    _write(cached, code)
+    if sorted(name for name, _ in macros) != sorted(source.macros):
+        raise ValueError(
+            f"kernel {source.name!r}: got the macros {macros}; expected a value for each of {source.macros}"
+        )
+    texts, version = sorted(sources(source.path).items()), nvrtc.nvrtcVersion()[1:]
+    key = repr((texts, sorted(macros), arch, version))
+    name = f"{source.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
+    code = cache.read(name, key)
+    if code is None:
+        code = compiled(source.path.read_text(encoding="utf-8"), source.path.parent, macros, arch)
+        cache.write(name, key, code)
     return code
 
 
-def compile_together(kernels: Iterable[tuple[str, Macros]], arch: str) -> None:
+def compiled(text: str, folder: Path, macros: Macros, arch: str, log: TextIO | None = None) -> bytes:
+    """Compile.
+
+    Args:
+        text: CUDA C++.
+        folder: where it finds what it includes.
+        macros: names and values.
+        arch: such as ``"sm_90"``.
+        log: where to write the compiler's warnings.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(
+        std="c++17",
+        arch=arch,
+        define_macro=[(name, str(value)) for name, value in macros] or None,
+        include_path=[str(folder)],
+        no_source_include=True,  # not from the folder that Python runs in
+    )
+    return bytes(Program(text, "c++", options=options).compile("cubin", logs=log).code)
+
+
+def compile_together(kernels: Iterable[tuple[Source, Macros]], arch: str) -> None:
     """Compile several kernels at once: the compiler does not hold Python's lock."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda kernel: cubin(*kernel, arch), kernels))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qgru" / "cuda"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write in one step, so that no other process reads half; a folder that can't be written costs a compilation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
-    except OSError:
-        pass
 
 
 _thread = threading.local()
@@ -133,7 +137,7 @@ class _Place(threading.local):
 
     def make_room(self, size: int) -> None:
         """Make the buffer that a kernel's arguments are copied to, and the array that points at it."""
-        self._kept = ctypes.create_string_buffer(size + 8)  # the struct may end in padding
+        self._kept = ctypes.create_string_buffer(size)
         self.buffer = ctypes.addressof(self._kept)
         self._array = (ctypes.c_void_p * 1)(self.buffer)
         self.pointers = ctypes.addressof(self._array)
@@ -143,8 +147,8 @@ class Kernel:
     """A kernel on one device, ready to launch.
 
     Args:
-        name: one of `FILES`.
-        macros: names and values to compile with.
+        source: the kernel's.
+        macros: values of all its macros.
         device: index of the CUDA device, current.
         capability: its compute capability.
         shared_bytes: dynamic shared memory of a CTA.
@@ -154,7 +158,7 @@ class Kernel:
 
     def __init__(
         self,
-        name: str,
+        source: Source,
         macros: Macros,
         device: int,
         capability: tuple[int, int],
@@ -166,8 +170,8 @@ class Kernel:
         from cuda.core import ObjectCode
 
         self._driver, self._cluster = driver, cluster
-        self._module = ObjectCode.from_cubin(cubin(name, macros, arch_of(capability)))
-        kernel = self._module.get_kernel(name).handle
+        self._module = ObjectCode.from_cubin(cubin(source, macros, arch_of(capability)))
+        kernel = self._module.get_kernel(source.name).handle
         attributes = driver.CUfunction_attribute
         self._set(kernel, attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes, device)
         if cluster > 8:
@@ -177,7 +181,7 @@ class Kernel:
         self._check(driver.cuKernelGetFunction(kernel)[0])  # loads it: the first launch does nothing but launch
 
     def __call__(self, stream: int, grid: tuple[int, int], arguments: bytes) -> None:
-        """Launch on a stream; `arguments` is the kernel's one struct."""
+        """Launch on a stream; `arguments` is the kernel's one struct, see structs.py."""
         place = self._place
         config = place.config
         if place.grid != grid:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, TypeVar
 
-Macros = tuple[tuple[str, int], ...]
-
 
 class Processor(NamedTuple):
     """What a device offers.
@@ -114,16 +112,22 @@ class Geometry:
         raise NotImplementedError
 
     @property
-    def macros(self) -> Macros:
+    def stages(self) -> int:
+        """Of the ring of copies ahead."""
+        raise NotImplementedError
+
+    def macros(self, widths: Widths) -> dict[str, int]:
         """What to compile with."""
-        return (
-            ("ROWS", self.rows),
-            ("CLUSTER", self.cluster),
-            ("PADDED", self.padded),
-            ("WARPS", self.warps),
-            ("TILES_A_WARP", self.tiles_a_warp),
-            ("CTA_TILES", self.cta_tiles),
-        )
+        return {
+            "ROWS": self.rows,
+            "CLUSTER": self.cluster,
+            "PADDED": self.padded,
+            "WARPS": self.warps,
+            "TILES_A_WARP": self.tiles_a_warp,
+            "CTA_TILES": self.cta_tiles,
+            "STAGES": self.stages,
+            "SHARED_BYTES": self.shared_bytes(widths),
+        }
 
     def block_bytes(self, widths: Widths) -> int:
         """Shared memory for a CTA's weights of one block a warp."""

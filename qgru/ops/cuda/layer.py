@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qgru.ops.cuda.compile import Kernel, Macros, arch_of, compile_together
+from qgru.ops.cuda import constants
+from qgru.ops.cuda.compile import Kernel, arch_of, compile_together
 from qgru.ops.cuda.geometry import Processor, Widths, geometry
 from qgru.ops.cuda.layouts import Loop, Walk
+from qgru.ops.cuda.macros import KERNELS, Macros
 from qgru.ops.cuda.plan import SHARED_TABLE_ENTRIES, KernelPlan, kernel_plan
-from qgru.ops.cuda.projection import WARPS, Projection, projection
+from qgru.ops.cuda.projection import Projection, projection
 from qgru.ops.plan import Plan
-from qgru.schema import OPTIONAL
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
-CALL = struct.Struct("@12P4q2i")
-"""A forward call, as the kernels' `Call`: pointers and strides."""
+_OPERANDS = {"W": "weight.W", "R": "weight.R", "X": "input.x", "H": "output.h"}
+_PREPARE_WARPS = 4  # of a CTA
 
 
 class Shape(NamedTuple):
@@ -43,20 +44,27 @@ def processor(device: int) -> Processor:
     clusters = [(1, count)]
     if capability[0] in (9, 10):
         for size in (2, 4, 8, 16):
-            clusters.append((size, Kernel("empty", (), device, capability, 32, shared, size).clusters_at_once()))
+            empty = Kernel(KERNELS["empty"], (), device, capability, 32, shared, size)
+            clusters.append((size, empty.clusters_at_once()))
     return Processor(capability, count, shared, tuple(clusters))
 
 
 @lru_cache(maxsize=1024)
 def layer_of(plan: Plan, shape: Shape, limbs: int) -> Layer | None:
+    """Return what runs the layer on its device, or None; see `layer_on`."""
+    return layer_on(processor(shape.device), plan, shape, limbs)
+
+
+def layer_on(of_device: Processor, plan: Plan, shape: Shape, limbs: int) -> Layer | None:
     """Return what runs the layer, or None where no kernel takes these grids or this shape.
 
     Args:
+        of_device: what the device offers.
         plan: the grids.
         shape: the sizes.
         limbs: 8-bit limbs of the recurrent gradient, 2 (about 2**-15 of a row's largest) or 3; 0 for inference.
     """
-    plan, carrier, of_device = kernel_plan(plan), plan.carrier(shape.input, shape.hidden), processor(shape.device)
+    plan, carrier = kernel_plan(plan), plan.carrier(shape.input, shape.hidden)
     if carrier is None or of_device.capability < LEAST_CAPABILITY or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
@@ -102,7 +110,7 @@ class Layer:
         self.projection, self.wide, self.widths = projection, wide, widths
         self.limbs, self.train = widths.gradient_limbs, walk is not None
         self.sum_wide = plan.sum_wide(shape.input)
-        self.numbers = plan.numbers(wide)
+        self.numbers = constants.numbers(plan, wide)
         self.offsets, self.bytes = self._sections()
 
     def _sections(self) -> tuple[dict[str, int], int]:
@@ -136,109 +144,67 @@ class Layer:
         """Values, then slopes, on the device."""
         return _device_tables(self.plan, self.shape.device)
 
-    def kernels(self, *wanted: tuple[Any, ...]) -> list[Kernel]:
-        """Return compiled kernels; `wanted` are `kernel`'s arguments."""
-        compile_together([(name, macros) for name, macros, *_ in wanted], arch_of(self._processor.capability))
-        return [self.kernel(*arguments) for arguments in wanted]
+    def kernels(self, macros: Mapping[str, Macros]) -> list[Kernel]:
+        """Return compiled kernels, of `macros` by name."""
+        device, capability = self.shape.device, processor(self.shape.device).capability
+        compile_together([(KERNELS[name], values) for name, values in macros.items()], arch_of(capability))
+        return [_kernel(name, values, device, capability) for name, values in macros.items()]
 
-    @property
-    def _processor(self) -> Processor:
-        return processor(self.shape.device)
-
-    def kernel(self, name: str, macros: Macros, threads: int, shared: int = 0, cluster: int = 1) -> Kernel:
-        """Return a compiled kernel."""
-        device = self.shape.device
-        return _kernel(name, macros, device, processor(device).capability, threads, shared, cluster)
+    def choose(self, name: str, **values: int) -> Macros:
+        """Return a kernel's macros: `values`, and what this layer's grids and shape decide."""
+        return KERNELS[name].choose({**self._macros, **values})
 
     @cached_property
-    def numeric(self) -> Macros:
-        """Of the carrier and the stored codes."""
-        return (("CODE_BYTES", self.plan.code_bytes), *((("WIDE", 1),) if self.wide else ()))
+    def _macros(self) -> dict[str, int]:
+        """What the grids and the shape decide; the elementwise kernels read tables from global memory."""
+        plan, dtype, shape = self.plan, self.shape.dtype, self.shape
+        return {
+            **{f"{operand}_LIMBS": plan.limbs(name) for operand, name in _OPERANDS.items()},
+            "CODE_BYTES": plan.code_bytes,
+            "HIDDEN": shape.hidden,
+            "ROWS": self.layout.rows,
+            "SHARED_TABLES": 0,
+            "SUM_WIDE": int(self.sum_wide),
+            "WIDE": int(self.wide),
+            "X_BFLOAT": int(dtype == torch.bfloat16),
+            "X_BYTES": 4 if dtype == torch.float32 else 2,
+        }
 
     @cached_property
-    def input_macros(self) -> Macros:
-        """How the input is stored."""
-        dtype = self.shape.dtype
-        return (("X_BYTES", 4 if dtype == torch.float32 else 2), ("X_BFLOAT", int(dtype == torch.bfloat16)))
-
-    def _limbs(self, **operands: str) -> Macros:
-        of = tuple((f"{macro}_LIMBS", self.plan.limbs(name)) for macro, name in operands.items())
-        return (*of, ("SUM_WIDE", int(self.sum_wide)))
-
-    def _forward_macros(self) -> Macros:
+    def macros(self) -> dict[str, Macros]:
+        """What each of the forward's kernels is compiled with."""
         plan, tables = self.plan, self.widths.table_bytes
         biased = not self.wide and not self.sum_wide and plan.accumulator("matmul.Rh", self.shape.hidden) <= 1 << 22
-        return (
-            *self.numeric,
-            *self._limbs(R="weight.R", H="output.h"),
-            *self.layout.macros,
-            ("HIDDEN", self.shape.hidden),
-            ("SHARED_TABLES", int(tables > 0)),
-            ("TABLE_ENTRIES", tables // 4),
-            ("BIASED_SUMS", int(biased)),
-            ("STATE_OFFSET", int(plan.offset("output.h") != 0)),
-            ("TRAIN", int(self.train)),
-        )
+        of_tables = {"SHARED_TABLES": int(tables > 0), "TABLE_ENTRIES": tables // 4}
+        return {
+            "prepare": self.choose("prepare", WARPS=_PREPARE_WARPS),
+            "project": self.choose("project", **self.projection.macros),
+            "forward": self.choose(
+                "forward",
+                **{**self.layout.macros(self.widths), **of_tables},
+                BIASED_SUMS=int(biased),
+                STATE_OFFSET=int(plan.offset("output.h") != 0),
+                TRAIN=int(self.train),
+            ),
+        }
 
     def run(self, stream: int, call: bytes) -> None:
-        """Launch the kernels; `call` is a packed `CALL`."""
-        for kernel, grid, constants in self._launches:
-            kernel(stream, grid, call + constants)
+        """Launch the kernels; `call` is a packed `structs.CALL`."""
+        for kernel, grid, known in self._launches:
+            kernel(stream, grid, call + known)
 
     @cached_property
     def _launches(self) -> tuple[tuple[Kernel, tuple[int, int], bytes], ...]:
         shape, layout, projection = self.shape, self.layout, self.projection
-        limbs = self._limbs(W="weight.W", R="weight.R", X="input.x")
-        projected = (*self.numeric, *self._limbs(W="weight.W", X="input.x"), ("ROWS", layout.rows), *projection.macros)
-        kernels = self.kernels(
-            ("prepare", (*self.numeric, *self.input_macros, *limbs), 128),
-            ("project", projected, 32 * WARPS, projection.shared_bytes),
-            ("forward", self._forward_macros(), layout.threads, layout.shared_bytes(self.widths), layout.cluster),
-        )
-        rows = 3 * self._columns + shape.time * layout.groups * layout.rows
-        grids = ((-(-rows // 4), 1), projection.grid, (layout.groups * layout.cluster, 1))
-        constants = (self._prepare_constants(), self._project_constants(), self._forward_constants())
-        return tuple(zip(kernels, grids, constants, strict=True))
+        rows = 3 * self.gate_rows + shape.time * layout.groups * layout.rows
+        grids = ((-(-rows // _PREPARE_WARPS), 1), projection.grid, (layout.groups * layout.cluster, 1))
+        packed = (constants.prepare(self), constants.project(self), constants.forward(self))
+        return tuple(zip(self.kernels(self.macros), grids, packed, strict=True))
 
     @property
-    def _columns(self) -> int:
+    def gate_rows(self) -> int:
         """Rows of a gate that are written: all that one of the layouts pads to."""
         return max(self.layout.units, self.walk.padded if self.walk else 0)
-
-    def _prepare_constants(self) -> bytes:
-        plan, shape, layout, at = self.plan, self.shape, self.layout, self.offsets
-        n = plan.exponent
-
-        def matrix(weight: str, product: str, operand: str, length: int, padded: int) -> bytes:
-            section, code_offset = weight[-1], -plan.offset(operand)
-            sections = (at[section], at[f"{section}_offset"])
-            exponents = (n(product), n(operand), code_offset, 0)
-            return struct.pack("@2q2i2f4i", *sections, length, padded, *plan.range(weight), *exponents)
-
-        return b"".join((
-            matrix("weight.W", "matmul.Wx", "input.x", shape.input, self.projection.padded),
-            matrix("weight.R", "matmul.Rh", "output.h", shape.hidden, layout.padded),
-            struct.pack("@6q", *(at[name] for name in ("Rt", "W_scale", "constants", "diverged", "x", "flags"))),
-            struct.pack("@3i", shape.hidden, layout.units, self._columns),
-            struct.pack("@2i", *((self.walk.units, self.walk.padded) if self.walk else (0, 0))),
-            struct.pack("@3i", shape.time, shape.batch, layout.groups * layout.rows),
-            struct.pack("@4i", n("gate.r_pre"), n("gate.z_pre"), n("gate.g_pre"), n(OPTIONAL)),
-            struct.pack("@4f", *plan.range("weight.bw"), *plan.range("weight.br")),
-            struct.pack("@3fi", 2.0 ** n("input.x"), *plan.range("input.x"), plan.offset("input.x")),
-        ))  # fmt: skip
-
-    def _project_constants(self) -> bytes:
-        layout, names = self.layout, ("x", "W", "W_scale", "W_offset", "codes", "bits")
-        sections = (self.offsets[name] for name in names)
-        sizes = (self.shape.time, layout.tiles, layout.groups, self.projection.blocks)
-        return struct.pack("@6q4i2f2i", *sections, *sizes, *self.plan.range("matmul.Wx"), self.train, 0)
-
-    def _forward_constants(self) -> bytes:
-        names = ("R", "constants", "R_offset", "diverged", "codes", "flags", "bits")
-        sections = (self.offsets[name] for name in names)
-        sizes = (self.shape.time, self.shape.batch, self.layout.groups)
-        rest = (*sizes, *self.plan.table_starts[1:], self.plan.offset("output.h"))
-        return struct.pack("@7qP6i", *sections, self.tables.data_ptr(), *rest) + self.numbers
 
 
 def widths_of(plan: KernelPlan, wide: bool, shared_tables: bool, limbs: int) -> Widths:
@@ -254,5 +220,7 @@ def _device_tables(plan: KernelPlan, device: int) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _kernel(*arguments: object) -> Kernel:
-    return Kernel(*arguments)  # type: ignore[arg-type]
+def _kernel(name: str, macros: Macros, device: int, capability: tuple[int, int]) -> Kernel:
+    values = dict(macros)
+    launch = (32 * values["WARPS"], values.get("SHARED_BYTES", 0), values.get("CLUSTER", 1))
+    return Kernel(KERNELS[name], macros, device, capability, *launch)

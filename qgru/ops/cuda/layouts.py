@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qgru.ops.cuda.geometry import Geometry, Macros, Widths
+from qgru.ops.cuda.geometry import Geometry, Widths
 
 
 class Loop(Geometry):
     """The forward's layout."""
 
-    STAGES = 6  # of the copies ahead, in loop.cuh
+    stages = 6
     most_warps = 8
     row_choices = (4, 8, 16, 24)
 
@@ -26,11 +26,10 @@ class Loop(Geometry):
         """See `Geometry`."""
         return 96 * self.tiles_a_warp * widths.weight_limbs
 
-    @property
-    def macros(self) -> Macros:
+    def macros(self, widths: Widths) -> dict[str, int]:
         """See `Geometry`."""
-        held = (("REGISTER_K64", self.register_blocks), ("SHARED_K64", self.shared_blocks))
-        return (*super().macros, ("K_SPLIT", self.k_split), *held)
+        held = {"REGISTER_K64": self.register_blocks, "SHARED_K64": self.shared_blocks}
+        return {**super().macros(widths), "K_SPLIT": self.k_split, **held}
 
     @property
     def elements(self) -> int:
@@ -50,7 +49,7 @@ class Loop(Geometry):
         elements = self.tiles_a_warp * 2 * self.lane_rows  # of a lane
         levels = widths.weight_limbs + widths.state_limbs - 1
         state = 2 * self.rows * self.padded * widths.state_limbs
-        ring = self.STAGES * self.threads * (elements * 4 * widths.code_bytes + self.rows)
+        ring = self.stages * self.threads * (elements * 4 * widths.code_bytes + self.rows)
         partial = 4 * 3 * elements * levels * self.threads if self.k_split > 1 else 0
         constants = 16 * self.cta_tiles * (8 * widths.real_bytes + 2 * 4 * 8)
         return state + ring + partial + constants + widths.table_bytes
@@ -71,7 +70,7 @@ class Walk(Geometry):
 
     @property
     def stages(self) -> int:
-        """Of the copies ahead."""
+        """See `Geometry`."""
         return 4 if self.cluster == 1 else 3
 
     @property
@@ -101,11 +100,10 @@ class Walk(Geometry):
         """See `Geometry`."""
         return 32 * self.cta_tiles // self.tile_groups * widths.weight_limbs
 
-    @property
-    def macros(self) -> Macros:
+    def macros(self, widths: Widths) -> dict[str, int]:
         """See `Geometry`."""
-        held = (("REGISTER_BLOCKS", self.register_blocks), ("SHARED_BLOCKS", self.shared_blocks))
-        return (*super().macros, ("TILE_GROUPS", self.tile_groups), *held, ("STAGES", self.stages))
+        held = {"REGISTER_BLOCKS": self.register_blocks, "SHARED_BLOCKS": self.shared_blocks}
+        return {**super().macros(widths), "TILE_GROUPS": self.tile_groups, **held}
 
     def step_us(self, widths: Widths) -> float:
         """See `Geometry`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from functools import cached_property, lru_cache
 
 import torch
@@ -55,34 +54,6 @@ class KernelPlan(Plan):
             values.append(value * 2.0 ** scales[gate])
             slopes.append(slope)
         return torch.cat(values).float(), torch.cat(slopes).float()
-
-    def numbers(self, wide: bool) -> bytes:
-        """Return the kernels' `Numbers`."""
-        magic = 1.5 * 2.0 ** (52 if wide else 23)
-        scale = {name: 2.0**shift for name, shift in self.shifts.items()}
-
-        def bounds(name: str) -> tuple[float, float]:
-            lo, hi = self.range(name)
-            return magic + lo, magic + hi
-
-        reals = [
-            2.0**23 - self.range("matmul.Wx")[0],
-            *(scale[f"{gate}_from_Wx"] for gate in "rzg"),
-            *bounds("matmul.Rh"),
-            self.range("matmul.Rh")[0],
-            *(scale["r_from_Rh"], *bounds("gate.r_pre")),
-            *(scale["z_from_Rh"], *bounds("gate.z_pre")),
-            *(scale["c_from_Rh"], *bounds(OPTIONAL)),
-            *bounds("op.rRh"),
-            *(scale["g_from_m"], *bounds("gate.g_pre")),
-            *bounds("op.old_contrib"),
-            -scale["h_from_old"],
-            *bounds("op.new_contrib"),
-            *(scale["h_from_old"], scale["h_from_new"], *bounds("output.h")),
-        ]
-        n_h = self.exponent("output.h")
-        floats = (2.0**-n_h, 2.0**n_h, *self.range("output.h"))
-        return struct.pack(f"={len(reals)}{'d' if wide else 'f'}4f", *reals, *floats)
 
 
 @lru_cache(maxsize=1024)

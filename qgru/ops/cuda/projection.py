@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WARPS = 16  # of a CTA, in project.cu
+WARPS = 16  # of a CTA
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,16 @@ class Projection:
     grid: tuple[int, int]
 
     @property
-    def macros(self) -> tuple[tuple[str, int], ...]:
+    def macros(self) -> dict[str, int]:
         """What to compile with."""
-        sizes = (("BLOCK_TILES", self.block_tiles), ("COLUMN_TILES", self.column_tiles), ("PADDED", self.padded))
-        return (*sizes, ("W_SHARED", int(self.weights_shared)))
+        return {
+            "WARPS": WARPS,
+            "BLOCK_TILES": self.block_tiles,
+            "COLUMN_TILES": self.column_tiles,
+            "PADDED": self.padded,
+            "W_SHARED": int(self.weights_shared),
+            "SHARED_BYTES": self.shared_bytes,
+        }
 
 
 def projection(

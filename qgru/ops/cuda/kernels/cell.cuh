@@ -1,4 +1,7 @@
 // The pointwise part of a time step, for one element (a hidden unit of a row), as integers in `real`.
+#pragma once
+#include "codes.cuh"
+#include "real.cuh"
 
 // Powers of two and clamping bounds of the grids. A bound named *_lo or *_hi carries ROUND.
 struct Numbers {

@@ -1,4 +1,6 @@
 // What the backward's kernels share: its tensors, for the time steps of one chunk.
+#pragma once
+#include "base.cuh"
 
 struct Chunk {
     byte* workspace;        // the forward's
@@ -9,8 +11,8 @@ struct Chunk {
     float* dh;              // (batch, hidden), of the state before it
     float4* k;              // (steps, batch, hidden): see factors.cu
     float* d;               // (steps, batch, hidden): gradient of every state
-    uint2 *dWx, *dRh;       // (steps, batch, 3 * PAIRS): see pieces.cu
-    word* h_operand;        // (steps, batch, terms, PAIRS) bfloat16 pairs: the state before each step, as integers
+    uint2 *dWx, *dRh;       // (steps, batch, 3 * pairs): see pairs.cuh
+    word* h_operand;        // (steps, batch, terms, pairs) bfloat16 pairs: the state before each step, as integers
     unsigned short* x_operand;  // (steps, batch, terms, x_width) bfloat16: the input, as integers
     float* d_bias;          // (partials, 4, hidden): sums for r, z, g and br_g
     long long out_time, out_batch, d_time, d_batch;

@@ -4,16 +4,18 @@
 // R h, times the scale of R's row. Padding passes everything on: (1, 0, 0, 0). Where NaN came out nothing comes in:
 // direct is -1, otherwise it is not negative.
 
+#include "factors.cuh"
+
 __device__ __forceinline__ float4 swapped(float4 v) {
     return {__shfl_xor_sync(~0u, v.x, 4), __shfl_xor_sync(~0u, v.y, 4), __shfl_xor_sync(~0u, v.z, 4),
             __shfl_xor_sync(~0u, v.w, 4)};
 }
 
-extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant__ ElementArgs a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS) factors(const __grid_constant__ ElementArgs a) {
     int q = threadIdx.x & 3, steps = a.chunk.end - a.chunk.start;
     const Chunk& c = a.chunk;
     int total = steps * a.groups * a.tiles;
-    for (int i = blockIdx.x * 8 + threadIdx.x / 32; i < total; i += gridDim.x * 8) {
+    for (int i = blockIdx.x * WARPS + threadIdx.x / 32; i < total; i += gridDim.x * WARPS) {
         int tile = i % a.tiles, group = i / a.tiles % a.groups, step = i / a.tiles / a.groups;
         Place p = place_of(a, step, group, tile);
 #pragma unroll
@@ -23,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant_
             Factors f[2];
             load_factors(a, p, j, here ? row : 0, f);
             bool active = is_active(a, p, group, in_group);
-            bool lost = isnan(c.out[p.t * c.out_time + (here ? row : 0) * c.out_batch]);  // a whole row is
+            bool is_nan = isnan(c.out[p.t * c.out_time + (here ? row : 0) * c.out_batch]);  // a whole row is
             const real* constants = (const real*)(c.workspace + a.constants) + p.unit * 8;
             float4 k[2];
 #pragma unroll
@@ -33,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256) factors(const __grid_constant_
                 k[u] = {v.direct, where(v.bits >> 3 & 1, v.g * v.r * (float)scale[0]),
                         where(v.bits >> 4 & 1, v.z * (float)scale[1]), where(v.bits >> 5 & 1, v.g * v.c * (float)scale[2])};
                 if (!active) k[u] = {1, 0, 0, 0};
-                if (lost) k[u] = {-1, 0, 0, 0};
+                if (is_nan) k[u] = {-1, 0, 0, 0};
             }
             // Neighbouring lanes swap, so that together they write 32 bytes at once.
             bool odd = threadIdx.x >> 2 & 1;

@@ -1,4 +1,8 @@
 // What a step's gradient is multiplied with, for every element: nothing of it waits for the walk.
+#pragma once
+#include "cell.cuh"
+#include "chunk.cuh"
+#include "slots.cuh"
 
 // What a layer knows beforehand.
 struct ElementArgs {

@@ -2,6 +2,8 @@
 // rows of R of the same 16 units. R stays on the chip for all steps, as far as it fits: in registers, then in shared
 // memory; the rest is read from L2 at every step. The state goes around through shared memory.
 
+#include "product.cuh"
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ ForwardArgs a) {
     extern __shared__ int4 memory[];
     Shared& s = *(Shared*)memory;
@@ -50,25 +52,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     diverged = __syncthreads_or(diverged);
 
     // The initial state: every CTA needs all of it, each lane its own elements.
-    unsigned start_lost = 0;  // a bit a row
+    unsigned start_nan = 0;  // a bit a row
     for (int i = threadIdx.x; i < ROWS * PADDED; i += THREADS) {
         int row = i / PADDED, unit = i % PADDED;
         bool here = call.h0 != nullptr && group * ROWS + row < a.batch && unit < HIDDEN;
         float v = here ? call.h0[(group * ROWS + row) * (long long)HIDDEN + unit] : 0;
-        if (isnan(v)) start_lost |= 1u << row;
+        if (isnan(v)) start_nan |= 1u << row;
         float m = quantized(isnan(v) ? 0.0f : v, n.h_steps, n.h_least, n.h_most);
         int code = (int)m + a.h_code;
         s.state[0][unit / 64][0][row][unit % 64] = H_LIMBS == 2 ? upper_limb(code) : code;
         if (H_LIMBS == 2) s.state[0][unit / 64][H_LIMBS - 1][row][unit % 64] = lower_limb(code);
     }
     for (int row = 0; row < ROWS; ++row)
-        if (__syncthreads_or(start_lost >> row & 1)) start_lost |= 1u << row;
-    if (diverged) start_lost = ~0u;
+        if (__syncthreads_or(start_nan >> row & 1)) start_nan |= 1u << row;
+    if (diverged) start_nan = ~0u;
     real h[TILES_A_WARP][LANE_ELEMENTS];
-    bool lost[LANE_ROWS];
+    bool is_nan[LANE_ROWS];
 #pragma unroll
     for (int j = 0; j < LANE_ROWS; ++j) {
-        lost[j] = start_lost >> row_of(q, part * LANE_ROWS + j) & 1;
+        is_nan[j] = start_nan >> row_of(q, part * LANE_ROWS + j) & 1;
 #pragma unroll
         for (int i = 0; i < TILES_A_WARP; ++i)
 #pragma unroll
@@ -119,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             for (int j = 0; j < LANE_ROWS; ++j) {
                 int row = row_of(q, part * LANE_ROWS + j);
                 bool active = flags[row] & ACTIVE;
-                if (i == 0) lost[j] |= (flags[row] & LOST) != 0;
+                if (i == 0) is_nan[j] |= (flags[row] & IS_NAN) != 0;
                 int state[2];
                 float2 out;
 #pragma unroll
@@ -145,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                     real y = active ? b.h : sum(h[i][e], ROUND);
                     h[i][e] = sum(y, -ROUND);
                     state[u] = low_bits(y) - low_bits(ROUND) + a.h_code;
-                    (u ? out.y : out.x) = lost[j] ? nan_value() : (float)h[i][e] * n.h_step;
+                    (u ? out.y : out.x) = is_nan[j] ? nan_value() : (float)h[i][e] * n.h_step;
 #if TRAIN
                     pack_codes(saved + e * CODE_WORDS, gates.index[0], gates.index[1], gates.index[2],
                                index_of(gates.Rh[2], n.Rh_lo));
@@ -184,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         for (int j = 0; j < LANE_ROWS; ++j) {
             int row = group * ROWS + row_of(q, part * LANE_ROWS + j), unit = first_unit + unit_of(tile + i, g);
             float2 out = {(float)h[i][2 * j] * n.h_step, (float)h[i][2 * j + 1] * n.h_step};
-            if (lost[j]) out = {nan_value(), nan_value()};
+            if (is_nan[j]) out = {nan_value(), nan_value()};
             if (row_valid[j]) write_pair(call.last + (long long)row * HIDDEN + unit, out, unit);
         }
 }

@@ -1,4 +1,10 @@
 // What the time loop keeps in shared memory, reads ahead, and exchanges.
+#pragma once
+#include "call.cuh"
+#include "cell.cuh"
+#include "cluster.cuh"
+#include "copies.cuh"
+#include "slots.cuh"
 
 #define K64 (PADDED / 64)
 #define PART_K64 (K64 / K_SPLIT)  // of a warp: K_SPLIT warps share a tile's product, then each takes some of its rows
@@ -6,7 +12,6 @@
 #define LEVELS (R_LIMBS + H_LIMBS - 1)
 #define THREADS (32 * WARPS)
 #define UNITS (16 * CTA_TILES)
-#define STAGES 6
 #define CONSTANTS_IN_REGISTERS (TILES_A_WARP == 1 && REGISTER_K64 * R_LIMBS <= 4)
 #define LANE_ROWS (ROWS / 4 / K_SPLIT)
 #define LANE_ELEMENTS (2 * LANE_ROWS)       // of a tile
@@ -49,6 +54,7 @@ struct __align__(128) Shared {
     float tables[TABLE_ENTRIES];
 #endif
 };
+static_assert(sizeof(Shared) <= SHARED_BYTES, "what Python reserves, geometry.py");
 
 // Where the units of a lane's row number `j` of its part are, from the first of a tile.
 __device__ __forceinline__ int element_of(int part, int j) {

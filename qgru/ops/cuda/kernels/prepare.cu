@@ -5,13 +5,16 @@
 // the scale to the destination's grid, the correction for the activations' offset codes, and the biases in steps of
 // their sum's grid.
 
+#include "call.cuh"
+#include "real.cuh"
+#include "stored.cuh"
+
 struct Matrix {
     long long codes, offset;   // sections: (limbs, 3, units, padded); (3, units), what the code's offset adds
     int length, padded;
     float lo, hi;
     int destination, operand;  // exponents of the product's grid and of the activation's
     int code_offset;           // of the activation: mantissa = code + this
-    int unused;
 };
 
 struct PrepareArgs {
@@ -46,7 +49,7 @@ __device__ __forceinline__ void write_codes(signed char* to, long long plane, co
 // Quantize row `row` of a matrix; return the sum of its mantissas over the warp, and whether this lane saw a NaN.
 template <int limbs>
 __device__ long long quantize_row(const Matrix& m, const float* from, signed char* to, long long plane, float scale,
-                                  bool& lost) {
+                                  bool& is_nan) {
     int lane = threadIdx.x & 31;
     long long total = 0;
     for (int k = 4 * lane; k < m.padded; k += 128) {
@@ -54,7 +57,7 @@ __device__ long long quantize_row(const Matrix& m, const float* from, signed cha
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             float v = from != nullptr && k + i < m.length ? from[k + i] : 0.0f;
-            lost |= isnan(v);
+            is_nan |= isnan(v);
             codes[i] = isnan(v) ? 0 : (int)quantized(v, scale, m.lo, m.hi);
             total += codes[i];
         }
@@ -65,8 +68,8 @@ __device__ long long quantize_row(const Matrix& m, const float* from, signed cha
     return total;
 }
 
-__device__ double bias(float v, float lo, float hi, int exponent, int destination, bool& lost) {
-    lost |= isnan(v);
+__device__ double bias(float v, float lo, float hi, int exponent, int destination, bool& is_nan) {
+    is_nan |= isnan(v);
     float m = isnan(v) ? 0.0f : quantized(v, power_of_two(exponent), lo, hi);
     return m * exp2((double)(destination - exponent));
 }
@@ -85,7 +88,7 @@ __device__ void transpose_row(const PrepareArgs& a, const signed char* from, int
 __device__ void prepare_parameters(const PrepareArgs& a, int gate, int unit) {
     const Call& call = a.call;
     int row = gate * a.units + unit, rows = GATES * a.units;
-    bool real_row = unit < a.hidden, lost = false;
+    bool real_row = unit < a.hidden, is_nan = false;
     int channel = gate * a.hidden + (real_row ? unit : 0), channels = GATES * a.hidden;
     const int* n = call.exponents;
     int n_W = n[channel], n_R = n[channels + channel], n_bw = n[2 * channels + channel], n_br = n[3 * channels + channel];
@@ -94,18 +97,18 @@ __device__ void prepare_parameters(const PrepareArgs& a, int gate, int unit) {
     long long W_plane = (long long)rows * a.W.padded, R_plane = (long long)rows * a.R.padded;
     signed char* W_codes = section<signed char>(call, a.W.codes) + (long long)row * a.W.padded;
     signed char* R_codes = section<signed char>(call, a.R.codes) + (long long)row * a.R.padded;
-    long long W_sum = quantize_row<W_LIMBS>(a.W, W, W_codes, W_plane, power_of_two(n_W), lost);
-    long long R_sum = quantize_row<R_LIMBS>(a.R, R, R_codes, R_plane, power_of_two(n_R), lost);
+    long long W_sum = quantize_row<W_LIMBS>(a.W, W, W_codes, W_plane, power_of_two(n_W), is_nan);
+    long long R_sum = quantize_row<R_LIMBS>(a.R, R, R_codes, R_plane, power_of_two(n_R), is_nan);
     int br_exponent = a.pre_exponent[gate == 2 ? 3 : gate];
-    double bw = real_row ? bias(call.bw[channel], a.bw_lo, a.bw_hi, n_bw, a.pre_exponent[gate], lost) : 0.0;
-    double br = real_row ? bias(call.br[channel], a.br_lo, a.br_hi, n_br, br_exponent, lost) : 0.0;
-    lost = __any_sync(~0u, lost);
+    double bw = real_row ? bias(call.bw[channel], a.bw_lo, a.bw_hi, n_bw, a.pre_exponent[gate], is_nan) : 0.0;
+    double br = real_row ? bias(call.br[channel], a.br_lo, a.br_hi, n_br, br_exponent, is_nan) : 0.0;
+    is_nan = __any_sync(~0u, is_nan);
     if (unit < a.Rt_padded) transpose_row(a, R_codes, gate, unit, R_plane);
     if (threadIdx.x & 31) return;
     section<float>(call, a.W_scale)[row] = real_row ? exp2f(a.W.destination - n_W - a.W.operand) : 0.0f;
     section<sum_type>(call, a.W.offset)[row] = (sum_type)(W_sum * a.W.code_offset);
     section<sum_type>(call, a.R.offset)[row] = (sum_type)(R_sum * a.R.code_offset);
-    section<byte>(call, a.diverged)[row] = lost;
+    section<byte>(call, a.diverged)[row] = is_nan;
     real* c = section<real>(call, a.constants) + unit * 8;
     c[gate] = real_row ? (real)exp2((double)(a.R.destination - n_R - a.R.operand)) : (real)0;
     if (gate < 2) {
@@ -125,25 +128,25 @@ __device__ void prepare_input(const PrepareArgs& a, int i) {
     const stored* from = (const stored*)call.x + t * call.x_time + (here ? row : 0) * call.x_batch;
     signed char* to = section<signed char>(call, a.x_codes) + (long long)i * a.W.padded;
     long long plane = (long long)a.time * a.rows * a.W.padded;
-    bool lost = false;
+    bool is_nan = false;
     for (int k = 4 * lane; k < a.W.padded; k += 128) {
         float v[4];
         load_four(v, from, k, here ? a.W.length : 0, aligned);
         int codes[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-            lost |= isnan(v[c]);
+            is_nan |= isnan(v[c]);
             codes[c] = (int)quantized(isnan(v[c]) ? 0.0f : v[c], a.x_scale, a.x_lo, a.x_hi) + a.x_offset;
         }
         write_codes<X_LIMBS>(to + k, plane, codes);
     }
-    lost = __any_sync(~0u, lost);
+    is_nan = __any_sync(~0u, is_nan);
     bool active = here && (call.active == nullptr || call.active[(long long)t * a.batch + row]);
-    if (lane == 0) section<byte>(call, a.flags)[i] = (active ? ACTIVE : 0) | (lost ? LOST : 0);
+    if (lane == 0) section<byte>(call, a.flags)[i] = (active ? ACTIVE : 0) | (is_nan ? IS_NAN : 0);
 }
 
-extern "C" __global__ void __launch_bounds__(128) prepare(const __grid_constant__ PrepareArgs a) {
-    int i = blockIdx.x * 4 + (threadIdx.x >> 5), rows = GATES * a.all_units, gate = i / a.all_units, unit = i % a.all_units;
+extern "C" __global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ PrepareArgs a) {
+    int i = blockIdx.x * WARPS + (threadIdx.x >> 5), rows = GATES * a.all_units, gate = i / a.all_units, unit = i % a.all_units;
     if (i < rows && unit < a.units) prepare_parameters(a, gate, unit);
     else if (i < rows) transpose_row(a, nullptr, gate, unit, 0);
     else if (i - rows < a.time * a.rows) prepare_input(a, i - rows);

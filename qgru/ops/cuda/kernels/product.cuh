@@ -1,4 +1,7 @@
 // R h of a warp's tiles: the weights where they stay, the product, and its rounding to matmul.Rh.
+#pragma once
+#include "loop.cuh"
+#include "mma.cuh"
 
 #define HELD_K64 (REGISTER_K64 + SHARED_K64)  // the rest is read from L2 at every step
 

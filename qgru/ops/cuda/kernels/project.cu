@@ -7,7 +7,12 @@
 // A CTA keeps the weights of BLOCK_TILES tiles in shared memory where they fit, and goes over blocks of columns while it
 // copies the next one; the warps of a tile share its columns.
 
-#define WARPS 16
+#include "call.cuh"
+#include "codes.cuh"
+#include "copies.cuh"
+#include "mma.cuh"
+#include "slots.cuh"
+
 #define THREADS (32 * WARPS)
 #define TILE_WARPS (WARPS / BLOCK_TILES)
 #define COLUMNS (8 * COLUMN_TILES * TILE_WARPS)
@@ -24,7 +29,7 @@ struct ProjectArgs {
     long long bits;      // of every slot, twice its elements; this kernel writes the first half
     int time, tiles, groups, blocks;  // blocks: of columns
     float Wx_lo, Wx_hi;
-    int train, unused;   // write bits
+    int train;           // write bits
 };
 
 struct __align__(16) Shared {
@@ -33,6 +38,7 @@ struct __align__(16) Shared {
     signed char W[W_LIMBS][GATES][16 * BLOCK_TILES][W_STRIDE];
 #endif
 };
+static_assert(sizeof(Shared) == SHARED_BYTES, "what Python reserves, projection.py");
 
 // The first of a tile's eight columns.
 struct Place {
@@ -63,11 +69,11 @@ __device__ __forceinline__ long long x_row(const ProjectArgs& a, int column, boo
 }
 
 __device__ __forceinline__ void load_inputs(const ProjectArgs& a, Shared& s, int buffer, int block) {
-    constexpr int pieces = PADDED / 16;
+    constexpr int chunks = PADDED / 16;
     const signed char* x_codes = section<signed char>(a.call, a.x_codes);
     long long plane = (long long)a.time * a.groups * ROWS * PADDED;
-    for (int i = threadIdx.x; i < X_LIMBS * COLUMNS * pieces; i += THREADS) {
-        int k = i % pieces * 16, column = i / pieces % COLUMNS, limb = i / pieces / COLUMNS;
+    for (int i = threadIdx.x; i < X_LIMBS * COLUMNS * chunks; i += THREADS) {
+        int k = i % chunks * 16, column = i / chunks % COLUMNS, limb = i / chunks / COLUMNS;
         bool valid;
         long long row = x_row(a, block * COLUMNS + column, valid);
         copy_async<16>(&s.x[buffer][limb][column][k], x_codes + limb * plane + (valid ? row : 0) * PADDED + k, valid);
@@ -77,10 +83,10 @@ __device__ __forceinline__ void load_inputs(const ProjectArgs& a, Shared& s, int
 
 __device__ __forceinline__ void load_weights(const ProjectArgs& a, Shared& s, int first_unit) {
 #if W_SHARED
-    constexpr int pieces = PADDED / 16, rows = 16 * BLOCK_TILES;
+    constexpr int chunks = PADDED / 16, rows = 16 * BLOCK_TILES;
     int units = a.tiles * 16;
-    for (int i = threadIdx.x; i < W_LIMBS * GATES * rows * pieces; i += THREADS) {
-        int k = i % pieces * 16, row = i / pieces % rows, plane = i / pieces / rows;  // limb and gate
+    for (int i = threadIdx.x; i < W_LIMBS * GATES * rows * chunks; i += THREADS) {
+        int k = i % chunks * 16, row = i / chunks % rows, plane = i / chunks / rows;  // limb and gate
         bool valid = first_unit + row < units;
         long long from = (long long)plane * units + (valid ? first_unit + row : 0);
         copy_async<16>(&s.W[0][0][0][0] + ((long long)plane * rows + row) * W_STRIDE + k,

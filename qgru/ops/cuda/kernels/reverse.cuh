@@ -1,4 +1,7 @@
 // R^T d(Rh) of a CTA's units: the weights where they stay, the product, and what its parts add up to.
+#pragma once
+#include "mma.cuh"
+#include "walk.cuh"
 
 // Parts that begin and end with a slice leave nothing to decide at run time.
 #define ALIGNED (PART_BLOCKS % SLICE_BLOCKS == 0 && K_PARTS * PART_BLOCKS == BLOCKS)

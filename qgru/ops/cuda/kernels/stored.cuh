@@ -1,4 +1,6 @@
 // Real tensors as they are stored: float32, bfloat16 or float16.
+#pragma once
+#include "base.cuh"
 
 #if X_BYTES == 2
 typedef unsigned short stored;

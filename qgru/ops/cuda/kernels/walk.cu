@@ -2,7 +2,9 @@
 //
 // dh_{t-1} = dh * z + R^T d(Rh): R is integers, so only d(Rh) is rounded. It goes to fixed point with LIMBS 8-bit limbs on
 // one scale a row and step (of each CTA's units), which makes the product exact in int8. Everything else was computed
-// before, or is left for after; see factors.cu and pieces.cu.
+// before, or is left for after; see factors.cu and operands.cu.
+
+#include "reverse.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_constant__ WalkArgs a) {
     extern __shared__ int4 memory[];
@@ -46,8 +48,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) walk(const __grid_const
 #pragma unroll
                 for (int u = 0; u < 2; ++u) {
                     float4 k = s.k[stage][i][j][u][threadIdx.x];
-                    bool lost = k.x < 0;
-                    d[u] = lost ? 0.0f : dh[i][j][u] + (u ? d_out.y : d_out.x);
+                    bool is_nan = k.x < 0;
+                    d[u] = is_nan ? 0.0f : dh[i][j][u] + (u ? d_out.y : d_out.x);
                     dh[i][j][u] = d[u] * k.x;
                     scaled[i][j][0][u] = d[u] * k.y;
                     scaled[i][j][1][u] = d[u] * k.z;

@@ -1,4 +1,8 @@
 // What the reverse walk keeps in shared memory, reads ahead, and exchanges.
+#pragma once
+#include "chunk.cuh"
+#include "cluster.cuh"
+#include "copies.cuh"
 
 #define K64 (PADDED / 64)          // blocks of 64 hidden units
 #define SLICE_K64 (K64 / CLUSTER)  // of a CTA
@@ -24,7 +28,6 @@ struct WalkArgs {
     int batch;
     float dh_value;      // from (R h) in units of the scales to real numbers
     float h_steps, h_least, h_most;
-    int unused;
 };
 
 // What one CTA gives the others: limbs of its units' gates, and the value of their step, which a row shares.
@@ -46,6 +49,7 @@ struct __align__(128) Shared {
     Arrivals arrivals;
 #endif
 };
+static_assert(sizeof(Shared) <= SHARED_BYTES, "what Python reserves, geometry.py");
 
 // Two neighbours' floats in the background.
 __device__ __forceinline__ void copy_pair(float2* to, const float* from, bool first, bool second, bool aligned) {

@@ -1,7 +1,7 @@
 // Count float32 values into a histogram's bins: see qgru/calibration/histogram.py, which defines them.
 
-#define KEYS (1 << 19)  // sign, exponent and ten bits of the mantissa
-#define DROPPED_BITS 13
+#define KEYS (1 << KEY_BITS)  // sign, exponent and the first bits of the mantissa
+#define DROPPED_BITS (32 - KEY_BITS)
 
 typedef unsigned long long count_type;
 
@@ -14,7 +14,7 @@ struct CountArgs {
 
 __device__ __forceinline__ int ordered(int bits) { return bits < 0 ? bits ^ 0x7FFFFFFF : bits; }
 
-extern "C" __global__ void __launch_bounds__(256) count(const __grid_constant__ CountArgs a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS) count(const __grid_constant__ CountArgs a) {
     int low = 0x7FFFFFFF, high = -low - 1, lane = threadIdx.x & 31;
     long long step = (long long)gridDim.x * blockDim.x, padded = (a.length + 31) / 32 * 32;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < padded; i += step) {

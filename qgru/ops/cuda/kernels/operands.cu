@@ -1,9 +1,8 @@
 // The operands of the gradient's large products, from the gradient `d` of every state: the gates' gradients as two
 // bfloat16 terms each (2^-18 of a number is lost), states and input as integers (one term of 8 bits, or two).
-//
-// A row of dWx and dRh holds for every pair of units (gates r z, 2 terms, 2 units), then likewise g: 12 * PAIRS numbers.
 
-#define PAIRS ((a.hidden + 3) / 4 * 2)  // of hidden units, even: 16-byte stores
+#include "factors.cuh"
+#include "pairs.cuh"
 
 __device__ __forceinline__ word bfloat_pair(float a, float b) {
     word packed;
@@ -11,7 +10,7 @@ __device__ __forceinline__ word bfloat_pair(float a, float b) {
     return packed;
 }
 
-__device__ __forceinline__ uint2 pieces_of(float a, float b) {
+__device__ __forceinline__ uint2 two_terms(float a, float b) {
     word first = bfloat_pair(a, b);
     return make_uint2(first, bfloat_pair(a - __int_as_float(first << 16), b - __int_as_float(first & 0xFFFF0000)));
 }
@@ -42,12 +41,12 @@ __device__ __forceinline__ void write_pair(const ElementArgs& a, const Place& p,
     uint2 dWx[GATES], dRh[GATES];
 #pragma unroll
     for (int gate = 0; gate < GATES; ++gate) {
-        dWx[gate] = pieces_of(where(f[0].bits >> gate & 1, gates[0][gate]), where(f[1].bits >> gate & 1, gates[1][gate]));
+        dWx[gate] = two_terms(where(f[0].bits >> gate & 1, gates[0][gate]), where(f[1].bits >> gate & 1, gates[1][gate]));
         float first = gate == 2 ? d_c[0] : gates[0][gate], second = gate == 2 ? d_c[1] : gates[1][gate];
-        dRh[gate] = pieces_of(where(f[0].bits >> 3 + gate & 1, first), where(f[1].bits >> 3 + gate & 1, second));
+        dRh[gate] = two_terms(where(f[0].bits >> 3 + gate & 1, first), where(f[1].bits >> 3 + gate & 1, second));
     }
     const Chunk& c = a.chunk;
-    int pairs = PAIRS, pair = p.unit / 2;
+    int pairs = PAIRS_OF(a.hidden), pair = p.unit / 2;
     store_gates(c.dWx + row * GATES * pairs, pairs, pair, dWx);
     store_gates(c.dRh + row * GATES * pairs, pairs, pair, dRh);
     word* h = c.h_operand + row * H_LIMBS * pairs + pair;
@@ -69,7 +68,7 @@ __device__ void write_gates(const ElementArgs& a, int tile) {
     for (int i = blockIdx.x; i < steps * a.groups; i += gridDim.x) {
         int group = i % a.groups, step = i / a.groups;
         p = place_of(a, step, group, tile);
-        if (p.unit >= 2 * PAIRS) break;
+        if (p.unit >= 2 * PAIRS_OF(a.hidden)) break;
 #pragma unroll
         for (int j = 0; j < ROWS / 4; ++j) {
             int in_group = row_of(q, j), row = group * ROWS + in_group;
@@ -100,7 +99,7 @@ __device__ void write_input(const ElementArgs& a) {
     const Chunk& c = a.chunk;
     int lane = threadIdx.x & 31, rows = (c.end - c.start) * a.batch, of_step = a.groups * ROWS;
     long long plane = (long long)a.time * of_step * a.x_padded;
-    for (int i = blockIdx.x * 8 + threadIdx.x / 32; i < rows; i += gridDim.x * 8) {
+    for (int i = blockIdx.x * WARPS + threadIdx.x / 32; i < rows; i += gridDim.x * WARPS) {
         int t = c.first_time + i / a.batch, row = i % a.batch;
         const signed char* from = (const signed char*)(c.workspace + a.x_codes) + ((long long)t * of_step + row) * a.x_padded;
         word* to = (word*)(c.x_operand + (long long)i * X_LIMBS * a.x_width);
@@ -123,8 +122,8 @@ __device__ void write_input(const ElementArgs& a) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) pieces(const __grid_constant__ ElementArgs a) {
-    int tile = blockIdx.y * 8 + threadIdx.x / 32;
+extern "C" __global__ void __launch_bounds__(32 * WARPS) operands(const __grid_constant__ ElementArgs a) {
+    int tile = blockIdx.y * WARPS + threadIdx.x / 32;
     if (blockIdx.y == gridDim.y - 1) write_input(a);
     else if (tile < a.tiles) write_gates(a, tile);
 }
