@@ -40,6 +40,8 @@ def write(name: str, key: str, content: bytes) -> None:
     if folder is None:
         return
     try:
+        if (folder / name).is_symlink():
+            (folder / name).unlink()  # nothing is written through a link
         with written_whole(folder / name) as temporary:
             temporary.write_bytes(_digest(key, content) + content)
     except OSError:
