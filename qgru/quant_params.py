@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor, nn
+
+from qgru.direction import directions_of
 from qgru.grid import Grid
-from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
+from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
 from qgru.state import CellState
-
-if TYPE_CHECKING:
-    from qgru.gru import QuantGRU
 
 _MODEL_FIELDS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
 _GATE_ORDER = "rzn"
-_BIASES = ("weight.bw", "weight.br")
 
 
 def describe(cell: CellState, name: str) -> dict[str, Any]:
@@ -34,11 +33,11 @@ def describe(cell: CellState, name: str) -> dict[str, Any]:
     return {**kind, **found}
 
 
-def summary(gru: QuantGRU) -> str:
-    """Return a table of a layer's operators as text."""
+def summary(gru: nn.RNNBase, cells: Sequence[CellState]) -> str:
+    """Return a table of the operators of a layer's cells as text."""
     lines = []
-    for index, cell in enumerate(gru._quant_state().cells):
-        lines.append(f"layer {index // _directions(gru)}{' reverse' * (index % _directions(gru))}")
+    for direction, cell in zip(directions_of(gru), cells, strict=True):
+        lines.append(str(direction))
         for name in cell.config.operators:
             fields = describe(cell, name)
             kind = f"{'u' * fields['is_unsigned']}int{fields['bitwidth']}"
@@ -49,28 +48,39 @@ def summary(gru: QuantGRU) -> str:
     return "\n".join(lines)
 
 
-def to_mapping(gru: QuantGRU, include_weights: bool = False) -> dict[str, Any]:
-    """Return the file's content for a calibrated layer."""
+def to_mapping(
+    gru: nn.RNNBase, cells: Sequence[CellState], weights: Sequence[Mapping[str, Tensor]] | None = None
+) -> dict[str, Any]:
+    """Return the file's content for a calibrated layer.
+
+    Args:
+        gru: the layer.
+        cells: of every direction of it, with grids.
+        weights: of every direction, canonical operator name to integers; None leaves them out.
+    """
     content: dict[str, Any] = {"model_info": {name: getattr(gru, name) for name in _MODEL_FIELDS}}
     content["model_info"]["gate_order"] = _GATE_ORDER
-    for index, (section, cell) in enumerate(zip(_sections(gru), gru._quant_state().cells, strict=True)):
+    for index, (direction, cell) in enumerate(zip(directions_of(gru), cells, strict=True)):
         entries = {OPERATORS[name].short: _entry(grid) for name, grid in (cell.grids or {}).items()}
-        if include_weights:
-            weights = gru.quantized_weights(index // _directions(gru), bool(index % _directions(gru)))
-            for name, integers in weights.items():
-                if gru.bias or name not in _BIASES:
-                    entries[OPERATORS[name].short]["quantized_weights"] = integers.tolist()
-        content[section] = entries
+        for name, integers in weights[index].items() if weights else ():
+            if gru.bias or name not in BIASES:
+                entries[OPERATORS[name].short]["quantized_weights"] = integers.tolist()
+        content[direction.section] = entries
     return content
 
 
-def save(gru: QuantGRU, path: str | Path, include_weights: bool) -> None:
-    """Write the file."""
-    Path(path).write_text(json.dumps(to_mapping(gru, include_weights), indent=2) + "\n", encoding="utf-8")
+def save(
+    gru: nn.RNNBase,
+    cells: Sequence[CellState],
+    path: str | Path,
+    weights: Sequence[Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write the file; the arguments are `to_mapping`'s."""
+    Path(path).write_text(json.dumps(to_mapping(gru, cells, weights), indent=2) + "\n", encoding="utf-8")
 
 
-def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
-    """Read a file that fits the layer; the layer is left as it is.
+def load(gru: nn.RNNBase, cells: Sequence[CellState], path: str | Path) -> tuple[CellState, ...]:
+    """Return a layer's cells with the grids of a file that fits it.
 
     Weights in the file are not read: the parameters stay the module's own.
 
@@ -79,41 +89,42 @@ def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _cells(gru, content)
+        return _cells(gru, cells, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
+def _cells(gru: nn.RNNBase, known: Sequence[CellState], content: Any) -> tuple[CellState, ...]:
     info = _mapping(content, "the file").get("model_info")
     _check_model(gru, _mapping(info, "model_info"))
     order = info.get("gate_order", "zrn")
     if not isinstance(order, str) or sorted(order) != sorted(_GATE_ORDER):
         raise ValueError(f"gate_order is {order!r}; expected the letters {_GATE_ORDER!r} in some order")
-    expected = _sections(gru)
+    expected = [direction.section for direction in directions_of(gru)]
     extra = [key for key in content if key.startswith("operators") and key not in expected]
     if extra:
         raise ValueError(f"section {extra[0]!r} belongs to another module; expected {', '.join(expected)}")
     cells = []
-    for section, old in zip(expected, gru._quant_state().cells, strict=True):
+    for section, old in zip(expected, known, strict=True):
         entries = _mapping(content.get(section), f"section {section!r}")
         names = {short: canonical_name(short) for short in entries}
-        kept = {short: name for short, name in names.items() if gru.bias or name not in _BIASES}
+        kept = {short: name for short, name in names.items() if gru.bias or name not in BIASES}
         grids = {name: _grid(gru, section, short, entries[short], order) for short, name in kept.items()}
-        missing = [n for n in OPERATORS if n != OPTIONAL and n not in grids and (gru.bias or n not in _BIASES)]
+        missing = [n for n in OPERATORS if n != OPTIONAL and n not in grids and (gru.bias or n not in BIASES)]
         if missing:
             raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
-        for name in _BIASES if not gru.bias else ():
+        for name in BIASES if not gru.bias else ():
             own = old.config.operators[name]
             grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
         configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
         cells.append(CellState(configs, {name: grids[name] for name in configs.operators}))
-    if any(a.grids["input.x"] != b.grids["input.x"] for a, b in _direction_pairs(gru, cells)):
+    pairs = zip(cells[::2], cells[1::2], strict=True) if gru.bidirectional else ()
+    if any(a.grids["input.x"] != b.grids["input.x"] for a, b in pairs):
         raise ValueError("operator 'input.x' differs between the directions of a layer; expected one grid for both")
     return tuple(cells)
 
 
-def _check_model(gru: QuantGRU, info: Mapping[str, Any]) -> None:
+def _check_model(gru: nn.RNNBase, info: Mapping[str, Any]) -> None:
     for name in _MODEL_FIELDS:
         own = getattr(gru, name)
         found = info.get(name, 1 if name == "num_layers" else own)
@@ -121,7 +132,7 @@ def _check_model(gru: QuantGRU, info: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {found!r}; expected {own!r}, the module's")
 
 
-def _grid(gru: QuantGRU, section: str, short: str, entry: Any, order: str) -> Grid:
+def _grid(gru: nn.RNNBase, section: str, short: str, entry: Any, order: str) -> Grid:
     name = canonical_name(short)
     try:
         fields = _mapping(entry, "its entry")
@@ -165,7 +176,7 @@ def _per_channel(exponent: Any, channels: int, order: str) -> tuple[int, ...]:
 
 def _entry(grid: Grid) -> dict[str, Any]:
     scales = [2.0**-n for n in grid.exponents]
-    lowest, highest = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+    lowest, highest = grid.mantissas
     lists = {
         "scale": scales,
         "zero_point": [grid.zero_point] * len(scales),
@@ -186,17 +197,3 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r}; expected an object")
     return value
-
-
-def _directions(gru: QuantGRU) -> int:
-    return 2 if gru.bidirectional else 1
-
-
-def _sections(gru: QuantGRU) -> list[str]:
-    """Return the top-level keys in `nn.GRU`'s order of layers and directions."""
-    directions = ("operators", "operators_reverse")[: _directions(gru)]
-    return [key + (f"_l{layer}" if layer else "") for layer in range(gru.num_layers) for key in directions]
-
-
-def _direction_pairs(gru: QuantGRU, cells: list[CellState]) -> list[tuple[CellState, CellState]]:
-    return list(zip(cells[::2], cells[1::2], strict=True)) if gru.bidirectional else []
