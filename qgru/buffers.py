@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -73,26 +74,9 @@ class StateBuffers:
             (name, tensor, -1 if copy is None else version, copy) for name, tensor, version, copy in self._known
         )
 
-    def were_moved(self, gru: nn.RNNBase, before: Tensor) -> bool:
-        """Look at buffers that torch has moved or cast; one that was cast gets its type and values back.
-
-        Args:
-            gru: the layer.
-            before: one of the buffers before.
-
-        Returns:
-            True where they hold what they held.
-        """
-        tensors = {name: gru._buffers[name] for name in BUFFERS}
-        if not all(map(_has_values, tensors.values())):
-            return True
-        if any(tensor.dtype != _DTYPES[name] for name, tensor in tensors.items()):
-            self.write(gru, self.state)
-            return _has_values(before)
-        if before.device.type not in ("cpu", "meta"):
-            torch.accelerator.synchronize(before.device)  # a move that does not block may still be under way
-        contents = encode(self.state, 3 * gru.hidden_size)
-        return _has_values(before) and all(tensor.tolist() == contents[name] for name, tensor in tensors.items())
+    def have_types(self, gru: nn.RNNBase) -> bool:
+        """Return False where a cast of the whole layer has made the buffers something else."""
+        return all(gru._buffers[name].dtype == dtype for name, dtype in _DTYPES.items())
 
     def _is_current(self, buffers: Mapping[str, Tensor | None]) -> bool:
         if not self._known:
@@ -124,6 +108,22 @@ def register_buffers(gru: nn.RNNBase) -> StateBuffers:
     buffers = StateBuffers(state)
     buffers.write(gru, state)
     return buffers
+
+
+def keeps_values(fn: Callable[[Tensor], Tensor], device: torch.device) -> bool:
+    """Return False where a function that a module maps over its tensors loses what they hold, as `to_empty`'s does.
+
+    Args:
+        fn: what `nn.Module._apply` is given.
+        device: of the tensors.
+    """
+    number = uuid4().int >> 65  # memory that was freed may hold a layer's old state, but not this
+    moved = fn(torch.tensor(number, device=device))
+    if device.type == "meta" or not _has_values(moved):
+        return not _has_values(moved)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)  # a move that does not block may still be under way
+    return moved.dtype != torch.int64 or int(moved) == number
 
 
 def why_not(gru: nn.RNNBase, given: Mapping[str, Tensor]) -> str | None:

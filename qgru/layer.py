@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qgru import quant_params
-from qgru.buffers import StateBuffers, register_buffers, why_not
+from qgru.buffers import StateBuffers, keeps_values, register_buffers, why_not
 from qgru.calibration.calibration import Calibration
 from qgru.calibration.observer import Observations
 from qgru.domain import outside_domain
@@ -172,12 +172,13 @@ class QuantizedLayer(nn.RNNBase):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLayer:
         """Move or cast as torch does; after `to_empty` the layer is not calibrated."""
         self._state_buffers.expire()
-        self._quant_state()
-        before = self._buffers[BUFFERS[0]]
+        known, keeps = self._quant_state(), keeps_values(fn, self._buffers[BUFFERS[0]].device)
         super()._apply(fn, recurse)
-        if not self._state_buffers.were_moved(self, before):
+        if not keeps:
             self._calibration.forget()
-            self._write(self._state_buffers.state.without_grids())
+            self._write(known.without_grids())
+        elif not self._state_buffers.have_types(self):
+            self._write(known)
         return self
 
     def _load_from_state_dict(
