@@ -1,4 +1,7 @@
-"""`quant_params.json`: the grids of a layer, for the people who write the firmware."""
+"""`quant_params.json`: the grids of a layer, for the people who write the firmware.
+
+``docs/numerics.md#files`` describes every key.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qgru.direction import directions_of
+from qgru.direction import Direction, directions_of
+from qgru.files import read_json, shown, write_text
 from qgru.grid import Grid
 from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
 from qgru.state import CellState
@@ -75,8 +79,8 @@ def save(
     path: str | Path,
     weights: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write the file; the arguments are `to_mapping`'s."""
-    Path(path).write_text(json.dumps(to_mapping(gru, cells, weights), indent=2) + "\n", encoding="utf-8")
+    """Write the file, whole or not at all; the arguments are `to_mapping`'s."""
+    write_text(path, json.dumps(to_mapping(gru, cells, weights), indent=2) + "\n")
 
 
 def load(gru: nn.RNNBase, cells: Sequence[CellState], path: str | Path) -> tuple[CellState, ...]:
@@ -85,83 +89,103 @@ def load(gru: nn.RNNBase, cells: Sequence[CellState], path: str | Path) -> tuple
     Weights in the file are not read: the parameters stay the module's own.
 
     Raises:
+        FileNotFoundError: where there is none.
         ValueError: naming the file, what differs or is malformed, and what was expected.
     """
+    content = read_json(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         return _cells(gru, cells, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _cells(gru: nn.RNNBase, known: Sequence[CellState], content: Any) -> tuple[CellState, ...]:
+def _cells(gru: nn.RNNBase, old: Sequence[CellState], content: Any) -> tuple[CellState, ...]:
     info = _mapping(content, "the file").get("model_info")
     _check_model(gru, _mapping(info, "model_info"))
     order = info.get("gate_order", "zrn")
     if not isinstance(order, str) or sorted(order) != sorted(_GATE_ORDER):
-        raise ValueError(f"gate_order is {order!r}; expected the letters {_GATE_ORDER!r} in some order")
+        raise ValueError(f"gate_order is {shown(order)}; expected the letters {_GATE_ORDER!r} in some order")
     expected = [direction.section for direction in directions_of(gru)]
     extra = [key for key in content if key.startswith("operators") and key not in expected]
     if extra:
-        raise ValueError(f"section {extra[0]!r} belongs to another module; expected {', '.join(expected)}")
-    cells = []
-    for section, old in zip(expected, known, strict=True):
-        entries = _mapping(content.get(section), f"section {section!r}")
-        names = {short: canonical_name(short) for short in entries}
-        kept = {short: name for short, name in names.items() if gru.bias or name not in BIASES}
-        grids = {name: _grid(gru, section, short, entries[short], order) for short, name in kept.items()}
-        missing = [n for n in OPERATORS if n != OPTIONAL and n not in grids and (gru.bias or n not in BIASES)]
-        if missing:
-            raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
-        for name in BIASES if not gru.bias else ():
-            own = old.config.operators[name]
-            grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
-        configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
-        cells.append(CellState(configs, {name: grids[name] for name in configs.operators}))
-    pairs = zip(cells[::2], cells[1::2], strict=True) if gru.bidirectional else ()
-    if any(a.grids["input.x"] != b.grids["input.x"] for a, b in pairs):
-        raise ValueError("operator 'input.x' differs between the directions of a layer; expected one grid for both")
-    return tuple(cells)
+        raise ValueError(f"section {shown(extra[0])} belongs to another module; expected {', '.join(expected)}")
+    known = zip(directions_of(gru), old, strict=True)
+    cells = {direction: _cell(gru, content, direction.section, own, order) for direction, own in known}
+    for direction, cell in cells.items():
+        if cell.grids["input.x"] != cells[Direction(direction.layer)].grids["input.x"]:
+            raise ValueError(f"{direction.section}.x differs from the other direction's; expected one grid for both")
+    return tuple(cells.values())
+
+
+def _cell(gru: nn.RNNBase, content: Mapping[str, Any], section: str, old: CellState, order: str) -> CellState:
+    grids: dict[str, Grid] = {}
+    for short, entry in _mapping(content.get(section), f"section {section!r}").items():
+        name = canonical_name(short)
+        if name in grids:
+            raise ValueError(f"section {section!r} gives the operator {name!r} twice")
+        if gru.bias or name not in BIASES:
+            grids[name] = _grid(gru, f"{section}.{short}", name, entry, order)
+    for name in () if gru.bias else BIASES:
+        own = old.config.operators[name]
+        grids[name] = Grid(own.bitwidth, True, own.is_unsigned, 0)
+    missing = [name for name in OPERATORS if name not in grids and name != OPTIONAL]
+    if missing:
+        raise ValueError(f"section {section!r} lacks the operator {missing[0]!r}")
+    configs = BitwidthConfig({name: grid.config for name, grid in grids.items()}, old.config.disable_quantization)
+    return CellState(configs, {name: grids[name] for name in configs.operators})
 
 
 def _check_model(gru: nn.RNNBase, info: Mapping[str, Any]) -> None:
     for name in _MODEL_FIELDS:
         own = getattr(gru, name)
         found = info.get(name, 1 if name == "num_layers" else own)
-        if found != own and name != "batch_first":  # a layout, not a property of the numbers
-            raise ValueError(f"{name} is {found!r}; expected {own!r}, the module's")
+        if name != "batch_first" and (type(found) is not type(own) or found != own):  # a layout changes no number
+            raise ValueError(f"{name} is {shown(found)}; expected {own!r}, the module's")
 
 
-def _grid(gru: nn.RNNBase, section: str, short: str, entry: Any, order: str) -> Grid:
-    name = canonical_name(short)
+def _grid(gru: nn.RNNBase, place: str, name: str, entry: Any, order: str) -> Grid:
     try:
         fields = _mapping(entry, "its entry")
-        kind = re.fullmatch(r"(U?)INT(\d+)", str(fields.get("dtype")))
+        dtype = fields.get("dtype")
+        kind = re.fullmatch(r"(U?)INT([0-9]{1,2})", dtype) if isinstance(dtype, str) else None
         if kind is None:
-            raise ValueError(f"dtype is {fields.get('dtype')!r}; expected INT<bits> or UINT<bits>")
-        exponent, zero_point = _exponent(fields), fields.get("zero_point", 0)
-        if OPERATORS[name].is_weight:
-            exponent = _per_channel(exponent, 3 * gru.hidden_size, order)
-            zero_point = next((z for z in zero_point if z), 0) if isinstance(zero_point, list) else zero_point
+            raise ValueError(f"dtype is {shown(dtype)}; expected INT<bits> or UINT<bits>")
+        is_weight = OPERATORS[name].is_weight
+        exponent, zero_point = _exponent(fields, is_weight), fields.get("zero_point", 0)
+        for number in zero_point if is_weight and isinstance(zero_point, list) else [zero_point]:
+            if _integer("zero_point", number) and is_weight:
+                raise ValueError(f"zero_point is {number}; expected 0, weights are symmetric")
+        if is_weight:
+            exponent, zero_point = _per_channel(exponent, 3 * gru.hidden_size, order), 0
         return Grid(int(kind[2]), fields.get("symmetric", zero_point == 0), bool(kind[1]), exponent, zero_point)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{section}.{short}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
-def _exponent(fields: Mapping[str, Any]) -> Any:
-    for key in ("n", "exp2_inv"):
-        if key in fields:
-            return fields[key]
-    if "scale" not in fields:
+def _exponent(fields: Mapping[str, Any], is_weight: bool) -> int | list[int]:
+    key = next((key for key in ("n", "exp2_inv", "scale") if key in fields), None)
+    if key is None:
         raise ValueError("has none of 'n', 'exp2_inv' and 'scale'; expected one")
-    scale = fields["scale"]
-    return [_log2(s) for s in scale] if isinstance(scale, list) else _log2(scale)
+    given = fields[key]
+    if is_weight and isinstance(given, list):
+        return [_one_exponent(key, number) for number in given]
+    return _one_exponent(key, given)
 
 
-def _log2(scale: float) -> int:
-    mantissa, exponent = math.frexp(scale)
+def _one_exponent(key: str, number: Any) -> int:
+    return _log2(number) if key == "scale" else _integer(key, number)
+
+
+def _integer(key: str, value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{key} is {shown(value)}; expected an integer")
+    return value
+
+
+def _log2(scale: Any) -> int:
+    mantissa, exponent = math.frexp(scale) if type(scale) in (int, float) else (0, 0)
     if mantissa != 0.5:
-        raise ValueError(f"scale is {scale!r}; expected a power of two")
+        raise ValueError(f"scale is {shown(scale)}; expected a power of two")
     return 1 - exponent
 
 
@@ -195,5 +219,5 @@ def _entry(grid: Grid) -> dict[str, Any]:
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}; expected an object")
+        raise ValueError(f"{name} is {shown(value)}; expected an object")
     return value
