@@ -37,11 +37,6 @@ class StateBuffers:
     def __reduce__(self) -> tuple:
         return StateBuffers, (self.state,)  # a copy of the layer has tensors of its own
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The buffers that were read or written last, by name."""
-        return {name: tensor for name, tensor, *_ in self._known}
-
     def read(self, gru: nn.RNNBase) -> QuantState:
         """Return the state that the layer's buffers hold now.
 
@@ -94,7 +89,7 @@ class StateBuffers:
 
     def _remember(self, tensors: list[Tensor], copies: list[Tensor]) -> None:
         self._known = tuple(
-            (name, tensor, _version(tensor), copy if tensor.is_cpu and _has_values(tensor) else None)
+            (name, tensor, _version(tensor), copy if _is_compared(tensor) else None)
             for name, tensor, copy in zip(BUFFERS, tensors, copies, strict=True)
         )
 
@@ -121,7 +116,8 @@ def keeps_values(fn: Callable[[Tensor], Tensor], device: torch.device) -> bool:
     moved = fn(torch.tensor(number, device=device))
     if device.type == "meta" or not _has_values(moved):
         return not _has_values(moved)
-    if device.type != "cpu":
+    accelerator = torch.accelerator.current_accelerator()
+    if moved.is_cpu and accelerator is not None and device.type == accelerator.type:
         torch.accelerator.synchronize(device)  # a move that does not block may still be under way
     return moved.dtype != torch.int64 or int(moved) == number
 
@@ -162,6 +158,10 @@ def _shape(gru: nn.RNNBase, name: str) -> tuple[int, ...]:
 
 def _has_values(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not tensor.is_meta
+
+
+def _is_compared(tensor: Tensor) -> bool:
+    return tensor.is_cpu and _has_values(tensor)
 
 
 def _version(tensor: Tensor) -> int:

@@ -22,9 +22,6 @@ from qgru.schema import WEIGHTS, BitwidthConfig, canonical_name, load_config
 from qgru.state import CellState, QuantState
 
 EXPORT_FORMATS = ("float", "qdq")
-_NOT_TRACEABLE = (
-    "torch.jit.trace can't record a quantized GRU; use qgru.export.export_onnx for a file, torch.compile for speed"
-)
 
 
 class QuantGRU(QuantizedLayer, nn.GRU):
@@ -78,8 +75,6 @@ class QuantGRU(QuantizedLayer, nn.GRU):
             return super().forward(input, hx)
         known = self._quant_state()
         if known.use_quantization and not known.disable_quantization:
-            if torch.jit.is_tracing():
-                raise RuntimeError(_NOT_TRACEABLE)
             ready = known.is_calibrated and not self._calibration.is_stale
             return self._quantized_forward(input, hx, known if ready else self.ensure_calibrated())
         return super().forward(input, hx)
@@ -87,6 +82,11 @@ class QuantGRU(QuantizedLayer, nn.GRU):
     def _quantized_forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None, known: QuantState
     ) -> tuple[Any, Tensor]:
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace can't record a quantized layer: write it with qgru.export.export_onnx, or switch "
+                "export_mode on for torch.onnx.export, or use_quantization off to trace the float layer"
+            )
         grids = [cell.resolved() for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
@@ -127,6 +127,10 @@ class QuantGRU(QuantizedLayer, nn.GRU):
         """The last layer's ``output.h``, of `forward_integers`'s output; with two directions a tuple of both."""
         last = [direction for direction in directions_of(self) if direction.layer == self.num_layers - 1]
         return integers.output_grid([self.grids(*direction)["output.h"] for direction in last])
+
+    def __dir__(self) -> list[str]:
+        absent = () if self.is_calibrated() else ("input_grid", "output_grid")
+        return [name for name in super().__dir__() if name not in absent]  # tracers get everything that is listed
 
     @property
     def export_format(self) -> str:

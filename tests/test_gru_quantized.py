@@ -242,7 +242,10 @@ def test_calibrating_wins_over_use_quantization() -> None:
     assert gru.is_calibrated()
 
 
-def test_tracing_is_refused_with_what_to_use() -> None:
-    gru = quantize(QuantGRU(3, 5), torch.randn(6, 2, 3))
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*is deprecated")
+def test_tracing_takes_a_float_layer_and_refuses_a_quantized_one() -> None:
+    gru, x = QuantGRU(3, 5), torch.randn(6, 2, 3)
+    assert torch.equal(torch.jit.trace(gru, (x,))(x)[0], gru(x)[0])
+    quantize(gru, x)
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace can't .*qgru\.export\.export_onnx"):
         torch.jit.trace(gru, (torch.randn(6, 2, 3),))

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from qgru import QuantGRU
+from qgru import buffers as state_buffers
 from qgru.state import BUFFERS
 from tests.calibrated import calibrated
 
@@ -98,13 +99,38 @@ def test_a_broadcast_under_gloo(tmp_path: Path) -> None:
         assert results[0] == results[1] == (calibrated(4, 3, "int8")(X)[0].tolist(), True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu_a_change_of_mode_has_them_read_again() -> None:
-    """No call waits for a copy; what leaves no trace is seen after `train` or `eval`."""
-    gru = calibrated(4, 3, "int8").cuda()
-    gru.quant_flags.data[0] = 0
-    assert gru.use_quantization is True
-    gru.eval()
-    assert gru.use_quantization is False
-    gru.quant_flags[0] = 1
-    assert gru.use_quantization is True
+@pytest.fixture(params=["pretended", "cuda"])
+def accelerated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> QuantGRU:
+    """A layer whose buffers are not compared, for that would have every call wait for the device."""
+    if request.param == "pretended":
+        monkeypatch.setattr(state_buffers, "_is_compared", lambda tensor: False)
+    elif not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return calibrated(4, 3, "int8").to("cpu" if request.param == "pretended" else request.param)
+
+
+CAUSES = {
+    "mode": lambda gru: gru.eval(),
+    "mode of the whole": lambda gru: nn.Sequential(gru).eval(),
+    "move": lambda gru: nn.Sequential(gru).double(),
+    "load": lambda gru: gru.load_state_dict(gru.state_dict()),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_on_an_accelerator_they_are_read_again_for_cause(accelerated: QuantGRU, cause: str) -> None:
+    accelerated.quant_flags.data[0] = 0
+    assert accelerated.use_quantization is True
+    CAUSES[cause](accelerated)
+    assert accelerated.use_quantization is False
+    accelerated.quant_flags[0] = 1
+    assert accelerated.use_quantization is True
+
+
+def test_on_an_accelerator_a_loop_reads_nothing(accelerated: QuantGRU, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = X.to(accelerated.weight_ih_l0.device)
+    accelerated(x)
+    monkeypatch.setattr(state_buffers, "decode", None)
+    for _ in range(3):
+        accelerated.train()
+        accelerated(x)[0].sum().backward()
