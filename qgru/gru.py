@@ -87,12 +87,11 @@ class QuantGRU(QuantizedLayer, nn.GRU):
                 "torch.jit.trace can't record a quantized layer: write it with qgru.export.export_onnx, or switch "
                 "export_mode on for torch.onnx.export, or use_quantization off to trace the float layer"
             )
-        grids = [cell.resolved() for cell in known.cells]
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
         autocast = torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-            result = quantized_gru(x, h0, self._cells(), grids, self.bidirectional, layout.active, dropout)
+            result = quantized_gru(x, h0, self._cells(), known.grids, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)
 
@@ -114,8 +113,7 @@ class QuantGRU(QuantizedLayer, nn.GRU):
             ValueError: where an integer is off its grid, or a parameter is NaN.
             RuntimeError: where the layer is not calibrated, or a shape or device does not fit.
         """
-        grids = [cell.resolved() for cell in self.ensure_calibrated().cells]
-        return integers.forward_integers(self, self._cells(), grids, x_q, hx_q)
+        return integers.forward_integers(self, self._cells(), self.ensure_calibrated().grids, x_q, hx_q)
 
     @property
     def input_grid(self) -> Grid:
@@ -240,8 +238,7 @@ class QuantGRU(QuantizedLayer, nn.GRU):
         Raises:
             RuntimeError: where the layer is not calibrated.
         """
-        self.ensure_calibrated()
-        return self._quant_state().cells[index_of(self, Direction(layer, reverse))].resolved()
+        return self.ensure_calibrated().grids[index_of(self, Direction(layer, reverse))]
 
     def quantized_weights(self, layer: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the integers of the four parameters by canonical name, int64, gates in the order r, z, n.

@@ -56,6 +56,11 @@ class QuantState:
         """True where every cell has grids."""
         return all(cell.grids is not None for cell in self.cells)
 
+    @cached_property
+    def grids(self) -> list[Mapping[str, Grid]]:
+        """Every cell's grids by canonical operator name, ``op.Rh_add_br`` included; only after calibration."""
+        return [cell.resolved() for cell in self.cells]
+
     @property
     def disable_quantization(self) -> bool:
         """True where the configuration keeps the layer in float."""
