@@ -15,16 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qgru import state
 from qgru.gru import QuantGRU
+from qgru.state import BUFFERS
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-_OWN_ATTRIBUTES = {
-    *("calibrating", "_observed", "export_mode"),
-    *("_calibration_method", "_percentile_value", "_export_format", "_stale", "_read", "_state"),
-}
 
 
 class _Converted:
@@ -61,7 +55,7 @@ def convert(module: Module) -> Module:
     for gru in _modules(module, nn.GRU):
         if not isinstance(gru, QuantGRU):
             _change_class(gru, _quantized_class)
-            state.register_buffers(gru)
+            gru._attach()
     return module
 
 
@@ -72,11 +66,8 @@ def revert(module: Module) -> Module:
         `module`, without any quantization state.
     """
     for gru in _modules(module, QuantGRU):
+        gru._detach()
         _change_class(gru, _float_class)
-        for name in state.BUFFERS:
-            delattr(gru, name)
-        for name in [key for key in vars(gru) if key in _OWN_ATTRIBUTES]:
-            delattr(gru, name)
     return module
 
 
@@ -106,7 +97,7 @@ def quantized_layers(module: nn.Module) -> dict[str, QuantGRU]:
 def float_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return the state dict that the float module would have, loadable into one that holds `nn.GRU`."""
     prefixes = [name + "." if name else "" for name in _all_names(module)]
-    own = {prefix + name for prefix in prefixes for name in state.BUFFERS}
+    own = {prefix + name for prefix in prefixes for name in BUFFERS}
     return {key: value for key, value in module.state_dict().items() if key not in own}
 
 

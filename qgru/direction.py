@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from qgru.schema import WEIGHTS
+
+_PREFIXES = dict(zip(WEIGHTS, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True))
+
 
 class Direction(NamedTuple):
     """One direction of one layer.
@@ -35,6 +39,11 @@ class Direction(NamedTuple):
 
     def __str__(self) -> str:
         return f"layer {self.layer}{', reverse' * self.reverse}"
+
+
+def parameter_name(operator: str, direction: Direction) -> str:
+    """Return `nn.GRU`'s name of a weight operator's parameter: ``"weight_ih_l1_reverse"`` for ``"weight.W"``."""
+    return _PREFIXES[operator] + direction.suffix
 
 
 def directions_of(gru: nn.GRU) -> tuple[Direction, ...]:

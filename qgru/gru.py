@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qgru import adjust, integers, quant_params, state
-from qgru.calibrated import CalibratedGRU
+from qgru import adjust, integers, quant_params
+from qgru.direction import Direction, directions_of, index_of
 from qgru.export import formats
 from qgru.grid import Grid
+from qgru.layer import QuantizedLayer
 from qgru.layout import standardize
 from qgru.ops.stack import quantized_gru
-from qgru.schema import BitwidthConfig, canonical_name, load_config
-
-_NOT_TRACEABLE = (
-    "torch.jit.trace can't record a quantized GRU; use qgru.export.export_onnx for a file, torch.compile for speed"
-)
+from qgru.schema import WEIGHTS, BitwidthConfig, canonical_name, load_config
+from qgru.state import CellState, QuantState
 
 
-class QuantGRU(CalibratedGRU):
+class QuantGRU(QuantizedLayer, nn.GRU):
     """A drop-in for `nn.GRU` whose every operator can be quantized.
 
     In float mode it *is* `nn.GRU`. With ``calibrating`` on, a forward returns the float result and records what it
@@ -39,10 +37,6 @@ class QuantGRU(CalibratedGRU):
         calibrating: record what float forwards see; wins over ``use_quantization``.
         export_mode: make `forward` traceable by `torch.onnx.export`.
     """
-
-    calibrating: bool = False
-    export_mode: bool = False
-    _export_format: str = "qdq"
 
     def __init__(
         self,
@@ -60,15 +54,16 @@ class QuantGRU(CalibratedGRU):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
         )
-        state.register_buffers(self)
+        self._attach()
         self.use_quantization = use_quantization
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         """Run the layer; arguments, layouts and results are `nn.GRU`'s.
 
         Raises:
-            RuntimeError: where quantization is on and no data was seen to calibrate from.
-            ValueError: where ``calibrating`` is on and a value is not finite; the message names the operator.
+            RuntimeError: where quantization is on and no data was seen to calibrate from, or in `torch.jit.trace`.
+            ValueError: where ``calibrating`` is on and a value is not finite (the message names the operator), or where
+                the buffers hold no valid state.
         """
         if self.export_mode:
             traced = formats.traced_forward(self, input, hx)
@@ -79,21 +74,23 @@ class QuantGRU(CalibratedGRU):
             return super().forward(input, hx)
         known = self._quant_state()
         if known.use_quantization and not known.disable_quantization:
-            if torch.jit.is_tracing():
-                raise RuntimeError(_NOT_TRACEABLE)
-            ready = known.is_calibrated and not self._stale
+            ready = known.is_calibrated and not self._calibration.is_stale
             return self._quantized_forward(input, hx, known if ready else self.ensure_calibrated())
         return super().forward(input, hx)
 
     def _quantized_forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None, known: state.QuantState
+        self, input: Tensor | PackedSequence, hx: Tensor | None, known: QuantState
     ) -> tuple[Any, Tensor]:
-        cells = [cell.prepared for cell in known.cells]
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace can't record a quantized layer: write it with qgru.export.export_onnx, or switch "
+                "export_mode on for torch.onnx.export, or use_quantization off to trace the float layer"
+            )
         x, h0, layout = standardize(self, input, hx)
         dropout = self.dropout if self.training else 0.0
         autocast = torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-            result = quantized_gru(x, h0, self._cells(), cells, self.bidirectional, layout.active, dropout)
+            result = quantized_gru(x, h0, self._cells(), known.prepared, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)
 
@@ -115,7 +112,7 @@ class QuantGRU(CalibratedGRU):
             ValueError: where an integer is off its grid, or a parameter is NaN.
             RuntimeError: where the layer is not calibrated, or a shape or device does not fit.
         """
-        return integers.forward_integers(self, x_q, hx_q)
+        return integers.forward_integers(self, self._cells(), self.ensure_calibrated().prepared, x_q, hx_q)
 
     @property
     def input_grid(self) -> Grid:
@@ -125,8 +122,12 @@ class QuantGRU(CalibratedGRU):
     @property
     def output_grid(self) -> Grid | tuple[Grid, ...]:
         """The last layer's ``output.h``, of `forward_integers`'s output; with two directions a tuple of both."""
-        directions = (False, True) if self.bidirectional else (False,)
-        return integers.output_grid([self.grids(self.num_layers - 1, reverse)["output.h"] for reverse in directions])
+        last = [direction for direction in directions_of(self) if direction.layer == self.num_layers - 1]
+        return integers.output_grid([self.grids(*direction)["output.h"] for direction in last])
+
+    def __dir__(self) -> list[str]:
+        absent = () if self.is_calibrated() else ("input_grid", "output_grid")
+        return [name for name in super().__dir__() if name not in absent]  # tracers get everything that is listed
 
     @property
     def export_format(self) -> str:
@@ -171,10 +172,10 @@ class QuantGRU(CalibratedGRU):
                 "the layer is calibrated and what it observed is gone; call reset_calibration(), set the bit widths, "
                 "and calibrate again, or change single operators with adjust_quant_config()"
             )
-        cells = tuple(state.CellState(config) for config in configs)
+        cells = tuple(CellState(config) for config in configs)
         self._write(replace(self._quant_state(), cells=cells))
         if verbose:
-            print(quant_params.summary(self))
+            print(quant_params.summary(self, self._quant_state().cells))
 
     def adjust_quant_config(
         self,
@@ -201,12 +202,12 @@ class QuantGRU(CalibratedGRU):
             ValueError: for an unknown operator, or a value off its range or grid.
             RuntimeError: where an exponent or zero point is given before calibration.
         """
-        if self._stale:
+        if self._calibration.is_stale:
             self.ensure_calibrated()
         changed = adjust.Change(canonical_name(op), bitwidth, is_symmetric, exp2_inv, zero_point)
-        indices = {self._index(layer, reverse)}
+        indices = {index_of(self, Direction(layer, reverse))}
         if changed.op == "input.x":
-            indices |= {self._index(layer, other) for other in (False, self.bidirectional)}
+            indices |= {index_of(self, Direction(layer, other)) for other in (False, self.bidirectional)}
         cells = list(self._quant_state().cells)
         for index in indices:
             cells[index] = adjust.adjusted(cells[index], changed)
@@ -223,7 +224,7 @@ class QuantGRU(CalibratedGRU):
         Returns:
             The last three values are None before calibration, and `exp2_inv` and `scale` are lists for a weight.
         """
-        cell = self._quant_state().cells[self._index(layer, reverse)]
+        cell = self._quant_state().cells[index_of(self, Direction(layer, reverse))]
         if op is None:
             return {name: quant_params.describe(cell, name) for name in cell.config.operators}
         return quant_params.describe(cell, canonical_name(op))
@@ -234,8 +235,7 @@ class QuantGRU(CalibratedGRU):
         Raises:
             RuntimeError: where the layer is not calibrated.
         """
-        self.ensure_calibrated()
-        return self._quant_state().cells[self._index(layer, reverse)].resolved()
+        return self.ensure_calibrated().cells[index_of(self, Direction(layer, reverse))].resolved()
 
     def quantized_weights(self, layer: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the integers of the four parameters by canonical name, int64, gates in the order r, z, n.
@@ -244,7 +244,7 @@ class QuantGRU(CalibratedGRU):
             RuntimeError: where the layer is not calibrated.
         """
         grids = self.grids(layer, reverse)
-        parameters = zip(state.WEIGHTS, self._cells()[self._index(layer, reverse)], strict=True)
+        parameters = zip(WEIGHTS, self._cells()[index_of(self, Direction(layer, reverse))], strict=True)
         return {name: grids[name].quantize(parameter.detach()) for name, parameter in parameters}
 
     def export_quant_params(self, path: str | Path, include_weights: bool = False, verbose: bool = False) -> None:
@@ -253,10 +253,10 @@ class QuantGRU(CalibratedGRU):
         Raises:
             RuntimeError: where the layer is not calibrated.
         """
-        self.ensure_calibrated()
-        quant_params.save(self, path, include_weights)
+        weights = [self.quantized_weights(*direction) for direction in directions_of(self)] if include_weights else None
+        quant_params.save(self, self.ensure_calibrated().cells, path, weights)
         if verbose:
-            print(f"wrote {path}\n{quant_params.summary(self)}")
+            print(f"wrote {path}\n{quant_params.summary(self, self._quant_state().cells)}")
 
     def load_quant_params(self, path: str | Path, verbose: bool = False) -> None:
         """Take the grids of a ``quant_params.json``; the parameters stay.
@@ -264,16 +264,8 @@ class QuantGRU(CalibratedGRU):
         Raises:
             ValueError: where the file is not one or does not fit the module; nothing is changed then.
         """
-        cells = quant_params.load(self, path)
-        self.observations, self._stale = None, False
+        cells = quant_params.load(self, self._quant_state().cells, path)
+        self._calibration.forget()
         self._write(replace(self._quant_state(), cells=cells))
         if verbose:
-            print(f"loaded {path}\n{quant_params.summary(self)}")
-
-    def _index(self, layer: int, reverse: bool) -> int:
-        if not 0 <= layer < self.num_layers or (reverse and not self.bidirectional):
-            directions = 2 if self.bidirectional else 1
-            raise ValueError(
-                f"layer {layer}, reverse {reverse}: expected one of {self.num_layers} layers, {directions} direction(s)"
-            )
-        return layer * (2 if self.bidirectional else 1) + int(reverse)
+            print(f"loaded {path}\n{quant_params.summary(self, self._quant_state().cells)}")

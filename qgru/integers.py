@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qgru.grid import Grid
 from qgru.layout import standardize
+from qgru.ops.call import CellGrids, Parameters
 from qgru.ops.stack import quantized_gru
-
-if TYPE_CHECKING:
-    from qgru.gru import QuantGRU
 
 _FLOAT_BITS = 24
 
 
 @torch.no_grad()
-def forward_integers(gru: QuantGRU, x_q: Tensor | PackedSequence, hx_q: Tensor | None) -> tuple[Any, Tensor]:
-    """Run a layer on integers; see `QuantGRU.forward_integers`."""
-    state = gru.ensure_calibrated()
-    cells = [cell.resolved() for cell in state.cells]
+def forward_integers(
+    gru: nn.GRU,
+    parameters: Sequence[Parameters],
+    cells: Sequence[CellGrids],
+    x_q: Tensor | PackedSequence,
+    hx_q: Tensor | None,
+) -> tuple[Any, Tensor]:
+    """Run a layer on integers; see `QuantGRU.forward_integers`.
+
+    Args:
+        gru: the layer, for its shape and layout.
+        parameters: of every layer and direction.
+        cells: likewise, the grids.
+        x_q: the input.
+        hx_q: the initial states.
+    """
     _check_type("x_q", x_q.data if isinstance(x_q, PackedSequence) else x_q)
     if hx_q is not None:
         _check_type("hx_q", hx_q)
     x, h0, layout = standardize(gru, x_q, hx_q, integers=True)
-    state_grids = [grids["output.h"] for grids in cells]
-    x_real = _real("x_q", x, cells[0]["input.x"])
+    state_grids = [cell.grids["output.h"] for cell in cells]
+    x_real = _real("x_q", x, cells[0].grids["input.x"])
     h_real = None if h0 is None else torch.stack([_real("hx_q", h, g) for h, g in zip(h0, state_grids, strict=True)])
-    output, h_n = quantized_gru(
-        x_real, h_real, gru._cells(), [cell.prepared for cell in state.cells], gru.bidirectional, layout.active
-    )
+    output, h_n = quantized_gru(x_real, h_real, parameters, cells, gru.bidirectional, layout.active)
     if bool(torch.isnan(h_n).any()):
         raise ValueError("forward_integers: a parameter is NaN, which no integer can show")
-    directions = 2 if gru.bidirectional else 1
+    directions = len(cells) // gru.num_layers
     parts = zip(output.chunk(directions, -1), state_grids[-directions:], strict=True)
     integers = torch.cat([_integers(part, grid) for part, grid in parts], -1)
     last = torch.stack([_integers(h, grid) for h, grid in zip(h_n, state_grids, strict=True)])
@@ -55,7 +63,7 @@ def _check_type(name: str, tensor: Tensor) -> None:
 
 def _real(name: str, integers: Tensor, grid: Grid) -> Tensor:
     """Return the integers' values: float32 where it holds them exactly, or float64."""
-    low, high = (int(end) for end in integers.aminmax())
+    low, high = (int(end) for end in integers.aminmax()) if integers.numel() else (grid.zero_point,) * 2
     if low < grid.qmin or high > grid.qmax:
         raise ValueError(f"{name} holds integers from {low} to {high}; expected {grid.qmin} to {grid.qmax}")
     real = grid.dequantize(integers.long())

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor, nn
 
 from qgru.direction import Direction, directions_of
 from qgru.files import read_json, shown, write_text
 from qgru.grid import Grid
 from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, canonical_name
 from qgru.state import CellState
-
-if TYPE_CHECKING:
-    from qgru.gru import QuantGRU
 
 _MODEL_FIELDS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
 _GATE_ORDER = "rzn"
@@ -38,10 +37,10 @@ def describe(cell: CellState, name: str) -> dict[str, Any]:
     return {**kind, **found}
 
 
-def summary(gru: QuantGRU) -> str:
-    """Return a table of a layer's operators as text."""
+def summary(gru: nn.RNNBase, cells: Sequence[CellState]) -> str:
+    """Return a table of the operators of a layer's cells as text."""
     lines = []
-    for direction, cell in zip(directions_of(gru), gru._quant_state().cells, strict=True):
+    for direction, cell in zip(directions_of(gru), cells, strict=True):
         lines.append(str(direction))
         for name in cell.config.operators:
             fields = describe(cell, name)
@@ -53,27 +52,40 @@ def summary(gru: QuantGRU) -> str:
     return "\n".join(lines)
 
 
-def to_mapping(gru: QuantGRU, include_weights: bool = False) -> dict[str, Any]:
-    """Return the file's content for a calibrated layer."""
+def to_mapping(
+    gru: nn.RNNBase, cells: Sequence[CellState], weights: Sequence[Mapping[str, Tensor]] | None = None
+) -> dict[str, Any]:
+    """Return the file's content for a calibrated layer.
+
+    Args:
+        gru: the layer.
+        cells: of every direction of it, with grids.
+        weights: of every direction, canonical operator name to integers; None leaves them out.
+    """
     content: dict[str, Any] = {"model_info": {name: getattr(gru, name) for name in _MODEL_FIELDS}}
     content["model_info"]["gate_order"] = _GATE_ORDER
-    for direction, cell in zip(directions_of(gru), gru._quant_state().cells, strict=True):
-        entries = {OPERATORS[name].short: _entry(grid) for name, grid in (cell.grids or {}).items()}
-        if include_weights:
-            for name, integers in gru.quantized_weights(*direction).items():
-                if gru.bias or name not in BIASES:
-                    entries[OPERATORS[name].short]["quantized_weights"] = integers.tolist()
+    for index, (direction, cell) in enumerate(zip(directions_of(gru), cells, strict=True)):
+        grids = cell.grids or {}
+        entries = {OPERATORS[name].short: _entry(grids[name]) for name in OPERATORS if name in grids}
+        for name, integers in weights[index].items() if weights else ():
+            if gru.bias or name not in BIASES:
+                entries[OPERATORS[name].short]["quantized_weights"] = integers.tolist()
         content[direction.section] = entries
     return content
 
 
-def save(gru: QuantGRU, path: str | Path, include_weights: bool) -> None:
-    """Write the file, whole or not at all."""
-    write_text(path, json.dumps(to_mapping(gru, include_weights), indent=2) + "\n")
+def save(
+    gru: nn.RNNBase,
+    cells: Sequence[CellState],
+    path: str | Path,
+    weights: Sequence[Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write the file, whole or not at all; the arguments are `to_mapping`'s."""
+    write_text(path, json.dumps(to_mapping(gru, cells, weights), indent=2) + "\n")
 
 
-def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
-    """Read a file that fits the layer; the layer is left as it is.
+def load(gru: nn.RNNBase, cells: Sequence[CellState], path: str | Path) -> tuple[CellState, ...]:
+    """Return a layer's cells with the grids of a file that fits it.
 
     Weights in the file are not read: the parameters stay the module's own.
 
@@ -83,12 +95,12 @@ def load(gru: QuantGRU, path: str | Path) -> tuple[CellState, ...]:
     """
     content = read_json(path)
     try:
-        return _cells(gru, content)
+        return _cells(gru, cells, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
+def _cells(gru: nn.RNNBase, olds: Sequence[CellState], content: Any) -> tuple[CellState, ...]:
     info = _mapping(content, "the file").get("model_info")
     _check_model(gru, _mapping(info, "model_info"))
     order = info.get("gate_order", "zrn")
@@ -98,7 +110,7 @@ def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
     extra = [key for key in content if key.startswith("operators") and key not in expected]
     if extra:
         raise ValueError(f"section {shown(extra[0])} belongs to another module; expected {', '.join(expected)}")
-    known = zip(directions_of(gru), gru._quant_state().cells, strict=True)
+    known = zip(directions_of(gru), olds, strict=True)
     cells = {direction: _cell(gru, content, direction.section, old, order) for direction, old in known}
     for direction, cell in cells.items():
         if cell.grids["input.x"] != cells[Direction(direction.layer)].grids["input.x"]:
@@ -106,7 +118,7 @@ def _cells(gru: QuantGRU, content: Any) -> tuple[CellState, ...]:
     return tuple(cells.values())
 
 
-def _cell(gru: QuantGRU, content: Mapping[str, Any], section: str, old: CellState, order: str) -> CellState:
+def _cell(gru: nn.RNNBase, content: Mapping[str, Any], section: str, old: CellState, order: str) -> CellState:
     grids: dict[str, Grid] = {}
     for short, entry in _mapping(content.get(section), f"section {section!r}").items():
         name = canonical_name(short)
@@ -124,7 +136,7 @@ def _cell(gru: QuantGRU, content: Mapping[str, Any], section: str, old: CellStat
     return CellState(configs, {name: grids[name] for name in configs.operators})
 
 
-def _check_model(gru: QuantGRU, info: Mapping[str, Any]) -> None:
+def _check_model(gru: nn.RNNBase, info: Mapping[str, Any]) -> None:
     for name in _MODEL_FIELDS:
         own = getattr(gru, name)
         found = info.get(name, 1 if name == "num_layers" else own)
@@ -132,7 +144,7 @@ def _check_model(gru: QuantGRU, info: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {shown(found)}; expected {own!r}, the module's")
 
 
-def _grid(gru: QuantGRU, place: str, name: str, entry: Any, order: str) -> Grid:
+def _grid(gru: nn.RNNBase, place: str, name: str, entry: Any, order: str) -> Grid:
     try:
         fields = _mapping(entry, "its entry")
         dtype = fields.get("dtype")

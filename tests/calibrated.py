@@ -1,10 +1,23 @@
-"""A small calibrated layer."""
+"""Small calibrated layers."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from qgru import QuantGRU
+
+
+def quantize(gru: QuantGRU, *inputs: Tensor) -> QuantGRU:
+    """Calibrate a layer on inputs as its `forward` takes them, and switch it to quantized; returns it."""
+    gru.calibrating = True
+    with torch.no_grad():
+        for x in inputs:
+            gru(x)
+    gru.calibrating = False
+    gru.finalize_calibration()
+    gru.use_quantization = True
+    return gru
 
 
 def calibrated(hidden: int, inputs: int, config: str | dict, method: str = "minmax", **options: object) -> QuantGRU:
@@ -13,10 +26,4 @@ def calibrated(hidden: int, inputs: int, config: str | dict, method: str = "minm
     gru = QuantGRU(inputs, hidden, **options)
     gru.load_bitwidth_config(config)
     gru.calibration_method = method
-    gru.calibrating = True
-    with torch.no_grad():
-        gru(torch.randn(20, 4, inputs))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    gru.use_quantization = True
-    return gru
+    return quantize(gru, torch.randn(20, 4, inputs, dtype=gru.weight_ih_l0.dtype))

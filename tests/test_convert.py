@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from qgru import QuantGRU, convert, quantized_layers, revert
+from tests.calibrated import quantize
 from tests.calibration.raw import calibrate
 
 
@@ -55,14 +56,6 @@ class Nested(nn.Module):
         self.cell = nn.GRUCell(3, 5)
         self.shared_one = self.direct
         self.plain_list = [self.listed[0]]
-
-
-def use(gru: QuantGRU) -> None:
-    gru.calibrating = True
-    gru(torch.randn(6, 3, gru.input_size))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    gru.use_quantization = True
 
 
 def test_every_gru_inside_is_converted_in_place_and_nothing_else() -> None:
@@ -108,17 +101,13 @@ def test_the_root_itself() -> None:
     assert convert(gru) is gru and id(gru) == identity and weak() is gru
     assert type(gru) is QuantGRU and torch.equal(gru(x)[0], want)
     assert list(quantized_layers(gru)) == [""]
-    use_first = gru
-    use_first.calibrating = True
-    gru(x)
-    gru.calibrating = False
-    gru.use_quantization = True
+    quantize(gru, x)
     assert not torch.equal(gru(x)[0], want)
 
 
 def test_converting_twice_changes_nothing() -> None:
     model = convert(Nested())
-    use(model.direct)
+    quantize(model.direct, torch.randn(6, 3, 3))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
     convert(convert(model))
@@ -136,7 +125,7 @@ def test_the_way_back() -> None:
     x = torch.randn(4, 2, 3)
     want = model.direct(x)[0]
     convert(model)
-    use(model.direct)
+    quantize(model.direct, torch.randn(6, 3, 3))
     assert not torch.equal(model.direct(x)[0], want)
     assert revert(model) is model
     assert [type(module) for module in model.modules()] == kinds
@@ -168,7 +157,7 @@ def test_a_subclass_keeps_its_own_methods(kind: type) -> None:
     for a, b in zip(want if isinstance(want, tuple) else [want], got if isinstance(got, tuple) else [got], strict=True):
         assert torch.equal(a, b)
     assert gru.name == "mine" and gru.describe() == "mine: 5" if kind is NamedGRU else True
-    use(gru)
+    quantize(gru, torch.randn(6, 3, 3))
     quantized = gru(x)
     first = quantized[0] if isinstance(quantized, tuple) else quantized
     assert not torch.equal(first, want[0] if isinstance(want, tuple) else want)
@@ -197,7 +186,7 @@ def through_torch(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_torch])
 def test_a_converted_subclass_copies_and_pickles(way) -> None:
     gru = convert(NamedGRU(3, 5, name="kept"))
-    use(gru)
+    quantize(gru, torch.randn(6, 3, 3))
     other = way(gru)
     assert type(other) is type(gru) and other.describe() == "kept: 5"
     assert other.grids() == gru.grids() and other.use_quantization
@@ -226,7 +215,7 @@ def test_hooks_survive() -> None:
     gru.register_state_dict_pre_hook(lambda module, prefix, keep: calls.append("state"))
     gru.weight_ih_l0.register_hook(lambda grad: calls.append("grad"))
     convert(gru)
-    use(gru)
+    quantize(gru, torch.randn(6, 3, 3))
     calls.clear()
     gru(torch.randn(4, 2, 3))[0].sum().backward()
     gru.state_dict()
@@ -286,7 +275,7 @@ def test_removing_a_parametrization_leaves_a_quantized_layer(order: str) -> None
         convert(parametrizations.weight_norm(gru, "weight_hh_l0"))
     else:
         parametrizations.weight_norm(convert(gru), "weight_hh_l0")
-    use(gru)
+    quantize(gru, torch.randn(6, 3, 3))
     x = torch.randn(4, 2, 3)
     want = gru(x)[0]
     parametrize.remove_parametrizations(gru, "weight_hh_l0")
@@ -298,7 +287,7 @@ def test_an_optimizer_made_before_conversion_still_fits() -> None:
     model = Nested()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     convert(model)
-    use(model.direct)
+    quantize(model.direct, torch.randn(6, 3, 3))
     before = model.direct.weight_ih_l0.detach().clone()
     model.direct(torch.randn(6, 2, 3))[0].sum().backward()
     optimizer.step()

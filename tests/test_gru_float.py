@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from qgru import QuantGRU
+from tests.calibrated import quantize
 
 OPTIONS = [
     {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "dropout": dropout}
@@ -138,11 +139,7 @@ def test_wrong_arguments_fail_as_in_nn_gru(options: dict) -> None:
 def test_float_checkpoints_load_strictly_and_leave_it_uncalibrated() -> None:
     plain, quant = pair(num_layers=2, bidirectional=True)
     other = nn.GRU(3, 5, 2, bidirectional=True)
-    quant.calibrating = True
-    quant(torch.randn(6, 2, 3))
-    quant.calibrating = False
-    quant.finalize_calibration()
-    quant.use_quantization = True
+    quantize(quant, torch.randn(6, 2, 3))
     assert quant.is_calibrated()
     result = quant.load_state_dict(other.state_dict(), strict=True)
     assert not result.missing_keys and not result.unexpected_keys

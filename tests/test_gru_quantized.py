@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qgru import QuantGRU
+from tests.calibrated import quantize
 from tests.calibration.raw import calibrate
 from tests.oracle import OPTIONAL, OracleGrid, run_gru
 from tests.random_gru import (
@@ -104,10 +105,7 @@ def test_calibrated_grids_equal_the_oracle_too(seed: int) -> None:
     rng = random.Random(seed)
     gru = QuantGRU(3, 5, num_layers=2, bidirectional=bool(seed % 2), batch_first=True).eval()
     gru.set_all_bitwidth(rng.choice((4, 8, 12, 16)), is_symmetric=bool(seed % 3))
-    gru.calibrating = True
-    gru(torch.randn(8, 12, 3))
-    gru.calibrating = False
-    gru.use_quantization = True
+    quantize(gru, torch.randn(8, 12, 3))
     x, lengths, h0 = random_input(gru, seed)
     want = assert_equal(gru, oracle_layers(gru, module_grids(gru)), x, lengths, h0)
     assert clipped_share(oracle_layers(gru, module_grids(gru)), want) < 0.5
@@ -242,3 +240,12 @@ def test_calibrating_wins_over_use_quantization() -> None:
     gru.calibrating = False
     assert not torch.equal(gru(x)[0], plain(x)[0])
     assert gru.is_calibrated()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*is deprecated")
+def test_tracing_takes_a_float_layer_and_refuses_a_quantized_one() -> None:
+    gru, x = QuantGRU(3, 5), torch.randn(6, 2, 3)
+    assert torch.equal(torch.jit.trace(gru, (x,))(x)[0], gru(x)[0])
+    quantize(gru, x)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace can't .*qgru\.export\.export_onnx"):
+        torch.jit.trace(gru, (torch.randn(6, 2, 3),))

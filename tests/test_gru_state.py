@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qgru import QuantGRU, convert, float_state_dict
+from tests.calibrated import calibrated, quantize
 
 
 def quantized(**options: object) -> QuantGRU:
@@ -17,12 +18,8 @@ def quantized(**options: object) -> QuantGRU:
     torch.manual_seed(1)
     gru = QuantGRU(3, 5, **{"num_layers": 2, "bidirectional": True, **options}).eval()
     gru.load_bitwidth_config({"operator_config": {"gate.z_out": {"bitwidth": 6, "is_symmetric": False}}})
-    gru.calibrating = True
-    gru(torch.randn(9, 4, 3))
-    gru.calibrating = False
-    gru.finalize_calibration()
+    quantize(gru, torch.randn(9, 4, 3))
     gru.adjust_quant_config("g_pre", bitwidth=11, layer=1, reverse=True)
-    gru.use_quantization = True
     return gru
 
 
@@ -101,17 +98,14 @@ def test_the_state_dict_s_shapes_never_depend_on_the_stage() -> None:
 def test_a_state_dict_carries_every_stage() -> None:
     gru = QuantGRU(3, 5)
     stages = [copy.deepcopy(gru.state_dict())]
-    gru.calibrating = True
-    gru(torch.randn(4, 2, 3))
-    gru.calibrating = False
-    gru.finalize_calibration()
+    quantize(gru, torch.randn(4, 2, 3)).use_quantization = False
     stages.append(copy.deepcopy(gru.state_dict()))
     gru.use_quantization = True
     stages.append(copy.deepcopy(gru.state_dict()))
-    for stage, (calibrated, switched) in zip(stages, ((False, False), (True, False), (True, True)), strict=True):
+    for stage, (has_grids, switched) in zip(stages, ((False, False), (True, False), (True, True)), strict=True):
         other = QuantGRU(3, 5, use_quantization=True)
         other.load_state_dict(stage, strict=True)
-        assert (other.is_calibrated(), other.use_quantization) == (calibrated, switched)
+        assert (other.is_calibrated(), other.use_quantization) == (has_grids, switched)
 
 
 def test_observations_survive_a_copy_and_a_pickle() -> None:
@@ -203,14 +197,63 @@ def test_a_module_built_without_memory_is_filled_from_a_file(is_float: bool) -> 
 
 def test_converted_layers_save_and_load_as_quant_gru() -> None:
     gru = convert(nn.Sequential(nn.GRU(3, 5)))
-    gru[0].calibrating = True
-    gru(torch.randn(4, 2, 3))
-    gru[0].calibrating = False
-    gru[0].finalize_calibration()
-    gru[0].use_quantization = True
+    quantize(gru[0], torch.randn(4, 2, 3))
     other = convert(nn.Sequential(nn.GRU(3, 5)))
     other.load_state_dict(gru.state_dict(), strict=True)
     x = torch.randn(4, 2, 3)
     assert torch.equal(gru(x)[0], other(x)[0])
     with pytest.raises(RuntimeError, match="quant_"):
         nn.Sequential(nn.GRU(3, 5)).load_state_dict(gru.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("whole", [lambda g: g, lambda g: nn.Sequential(g)])
+@pytest.mark.parametrize("start", ["cpu", "meta"])
+def test_memory_without_values_is_not_a_state(whole: Callable, start: str) -> None:
+    """`to_empty` leaves anything in the buffers; the switch and the bit widths are known all the same."""
+    gru = calibrated(5, 3, {"operator_config": {"gate.z_out": {"bitwidth": 6}}})
+    gru.to(start)
+    whole(gru).to_empty(device="cpu")
+    assert not gru.is_calibrated() and not gru.has_observations()
+    assert gru.use_quantization and gru.bitwidth_config.operators["gate.z_out"].bitwidth == 6
+    with pytest.raises(RuntimeError, match="not calibrated"):
+        gru(torch.randn(4, 2, 3))
+    gru.reset_parameters()
+    gru.use_quantization = False
+    assert gru(torch.randn(4, 2, 3))[0].isfinite().all()
+
+
+def test_garbage_in_the_buffers_is_not_read() -> None:
+    gru = calibrated(5, 3, "int8")
+    gru._apply(lambda t: torch.full_like(t, 77))
+    assert not gru.is_calibrated() and gru.quant_grids[0, 0, 0] == 8
+    assert all(bool((parameter == 77).all()) for parameter in gru.parameters())
+
+
+def test_new_parameters_are_not_calibrated() -> None:
+    gru = calibrated(5, 3, "int8")
+    gru.reset_parameters()
+    assert not gru.is_calibrated() and not gru.has_observations() and gru.use_quantization
+    assert gru.bitwidth_config.operators["gate.z_out"].is_unsigned
+    with pytest.raises(RuntimeError, match="not calibrated"):
+        gru(torch.randn(4, 2, 3))
+
+
+def test_a_cast_of_everything_leaves_integers() -> None:
+    gru = calibrated(5, 3, {"operator_config": {"gate.z_pre": {"bitwidth": 32, "is_symmetric": False}}})
+    grids = gru.grids()
+    gru.type(torch.float16)
+    assert gru.grids() == grids and gru.quant_grids.dtype == torch.int64 and gru.quant_flags.dtype == torch.uint8
+
+
+def test_a_copy_without_values_keeps_its_state() -> None:
+    gru = calibrated(5, 3, "int8").to("meta")
+    assert copy.deepcopy(gru).is_calibrated() and copy.deepcopy(gru).grids() == gru.grids()
+
+
+def test_a_replica_s_switches_are_its_own() -> None:
+    """As `nn.DataParallel` makes them, each with its own tensors."""
+    gru = quantized()
+    replica = gru._replicate_for_data_parallel()
+    replica._buffers = {name: buffer.clone() for name, buffer in gru._buffers.items()}
+    replica.use_quantization, replica.calibration_method = False, "percentile"
+    assert gru.use_quantization and not replica.use_quantization and gru.calibration_method == "sqnr"

@@ -15,6 +15,7 @@ def python(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_import_loads_only_its_own_modules_beyond_torch_and_lightning() -> None:
     loaded = python(
         "import sys, torch, lightning; before = set(sys.modules); import qgru;print(*(set(sys.modules) - before))"
@@ -53,6 +54,7 @@ def test_public_names(name: str) -> None:
     assert hasattr(qgru, name) and name in qgru.__all__
 
 
+@pytest.mark.slow
 def test_export_is_there_on_demand() -> None:
     python("import qgru; assert callable(qgru.export.export_onnx)")
     python("from qgru.callbacks import QuantizationLifecycle; from qgru.export import export_onnx")

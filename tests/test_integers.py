@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from qgru import Grid, QuantGRU
+from tests.calibrated import calibrated
 from tests.random_gru import random_gru
 
 
@@ -45,18 +47,8 @@ def test_it_gives_the_integers_of_the_real_path(seed: int, tmp_path: Path) -> No
         assert torch.equal(grid.dequantize(last), values)
 
 
-def calibrated(**options: object) -> QuantGRU:
-    torch.manual_seed(0)
-    gru = QuantGRU(5, 7, **options)
-    gru.load_bitwidth_config("int8")
-    gru.calibrating = True
-    gru(torch.randn(12, 4, 5))
-    gru.calibrating = False
-    return gru
-
-
 def test_stages_chain_without_a_real_number() -> None:
-    gru = calibrated()
+    gru = calibrated(7, 5, "int8")
     x_q = torch.randint(-128, 128, (6, 3, 5), dtype=torch.int8)
     whole, last = gru.forward_integers(x_q)
     first, state = gru.forward_integers(x_q[:2])
@@ -65,7 +57,7 @@ def test_stages_chain_without_a_real_number() -> None:
 
 
 def test_layouts_are_forwards() -> None:
-    gru = calibrated(batch_first=True, bidirectional=True)
+    gru = calibrated(7, 5, "int8", batch_first=True, bidirectional=True)
     x_q = torch.randint(-128, 128, (3, 6, 5))
     output, h_n = gru.forward_integers(x_q)
     assert (output.shape, h_n.shape) == ((3, 6, 14), (2, 3, 7))
@@ -77,7 +69,7 @@ def test_layouts_are_forwards() -> None:
 
 
 def test_bad_input_is_an_error_that_names_it() -> None:
-    gru = calibrated()
+    gru = calibrated(7, 5, "int8")
     with pytest.raises(TypeError, match="x_q is torch.float32"):
         gru.forward_integers(torch.randn(2, 3, 5))
     with pytest.raises(ValueError, match="x_q holds integers from 0 to 128; expected -128 to 127"):
@@ -92,3 +84,23 @@ def test_bad_input_is_an_error_that_names_it() -> None:
         gru.weight_hh_l0[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         gru.forward_integers(torch.zeros(2, 3, 5, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_batch_of_none(bidirectional: bool) -> None:
+    gru = calibrated(7, 5, "int8", num_layers=2, bidirectional=bidirectional)
+    directions = 1 + bidirectional
+    for hx_q in (None, torch.zeros(2 * directions, 0, 7, dtype=torch.int8)):
+        output, h_n = gru.forward_integers(torch.zeros(6, 0, 5, dtype=torch.int8), hx_q)
+        assert (output.shape, h_n.shape) == ((6, 0, 7 * directions), (2 * directions, 0, 7))
+        assert output.dtype == h_n.dtype == torch.int32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_sixteen_bits(dtype: torch.dtype) -> None:
+    """They are real numbers like others: float32 ones of the same values give the same integers."""
+    gru = calibrated(7, 5, "int16", num_layers=2, bidirectional=True).to(dtype)
+    wide = copy.deepcopy(gru).float()
+    x_q, hx_q = torch.randint(-30000, 30000, (6, 3, 5)), torch.randint(-30000, 30000, (4, 3, 7))
+    for one, other in zip(gru.forward_integers(x_q, hx_q), wide.forward_integers(x_q, hx_q), strict=True):
+        assert torch.equal(one, other)

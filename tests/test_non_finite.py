@@ -8,16 +8,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from qgru import QuantGRU
-from tests.calibration.raw import calibrate
+from tests.calibrated import calibrated, quantize
 
 
 def quantized(**options: object) -> QuantGRU:
-    torch.manual_seed(4)
-    gru = QuantGRU(3, 5, **{"batch_first": True, **options}).eval()
-    gru.load_bitwidth_config({"operator_config": {"gate.z_out": {"is_symmetric": False, "is_unsigned": True}}})
-    calibrate(gru, [(torch.randn(6, 8, 3, dtype=gru.weight_ih_l0.dtype), None, None)], "sqnr")
-    gru.use_quantization = True
-    return gru
+    config = {"operator_config": {"gate.z_out": {"is_symmetric": False, "is_unsigned": True}}}
+    return calibrated(5, 3, config, "sqnr", **{"batch_first": True, **options}).eval()
 
 
 def padded(gru: QuantGRU, x: Tensor, lengths: list[int] | None, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -56,8 +52,7 @@ def test_nan_where_sums_take_sixty_bits() -> None:
     gru = QuantGRU(3, 5, batch_first=True, dtype=torch.float64)
     gru.set_all_bitwidth(29)
     x = torch.randn(3, 6, 3, dtype=torch.float64)
-    calibrate(gru, [(x, None, None)])
-    gru.use_quantization = True
+    quantize(gru, x)
     clean = gru(x)[0]
     x[1, 2, 0] = math.nan
     output = gru(x)[0]

@@ -13,7 +13,7 @@ from qgru.calibration.histogram import Histogram
 from qgru.calibration.methods import bounded_grid, finest_exponents, grid_from_histogram
 from qgru.grid import MAX_EXPONENT, MIN_EXPONENT, Grid
 from qgru.ops.call import Parameters
-from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
+from qgru.schema import OPERATORS, OPTIONAL, WEIGHTS, BitwidthConfig, OperatorConfig
 
 _BIAS_HEADROOM = 4  # bits finer than the sum it lands on: room for a small bias to grow in QAT
 _BIAS_TARGETS = {
@@ -22,13 +22,17 @@ _BIAS_TARGETS = {
 }
 
 
+class CalibrationError(ValueError):
+    """Values that no grid can be made of: not finite, out of every grid's range, or none at all."""
+
+
 @contextmanager
 def naming(operator: str) -> Iterator[None]:
-    """Put the operator's name in front of a ValueError's message."""
+    """Turn a ValueError into a `CalibrationError` that names the operator."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"calibration: operator {operator!r}: {error}") from error
+        raise CalibrationError(f"calibration: operator {operator!r}: {error}") from error
 
 
 def activation_grids(
@@ -43,7 +47,7 @@ def activation_grids(
         percentile: share of values kept by ``"percentile"``, in percent.
 
     Raises:
-        ValueError: naming the operator whose range no grid holds.
+        CalibrationError: naming the operator whose range no grid holds.
     """
     grids = {}
     for name, chosen in config.operators.items():
@@ -74,11 +78,11 @@ def weight_grids(
         p: share of values kept by ``"percentile"``, in percent.
 
     Raises:
-        ValueError: naming the operator that holds a non-finite value or a range that no grid holds.
+        CalibrationError: naming the operator that holds a non-finite value or a range that no grid holds.
     """
     resolved = {OPTIONAL: activations["matmul.Rh"], **activations}
     grids = {}
-    for name, parameter in zip(("weight.W", "weight.R", "weight.bw", "weight.br"), parameters, strict=True):
+    for name, parameter in zip(WEIGHTS, parameters, strict=True):
         chosen = config.operators[name]
         if name in _BIAS_TARGETS and not bias:
             grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, 0)

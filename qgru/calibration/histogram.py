@@ -7,6 +7,7 @@ it: integers, so that merging is associative, and enough to know the bin's mean 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,8 @@ class Bins:
 
 def check_bounds(low: float, high: float) -> None:
     """Raise ValueError where the smallest or the largest of some values is NaN or not a float32 number."""
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError("a value is NaN; expected finite float32 numbers")
     if not -_LARGEST <= low <= high <= _LARGEST:
         raise ValueError(f"the values range from {low} to {high}; expected finite float32 numbers")
 

@@ -132,7 +132,7 @@ def squared_error(bins: Bins, grid: Grid) -> float:
     ``k / 12 + (y - k)**3 / 3``, inside the grid and beyond its ends alike.
     """
     steps = 2.0**grid.exp2_inv
-    lowest, highest = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+    lowest, highest = grid.mantissas
     y, half = bins.mean * steps, bins.half_width * steps
     left, right = y - half, y + half
     left_k, right_k = left.round().clamp(lowest, highest), right.round().clamp(lowest, highest)

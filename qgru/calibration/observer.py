@@ -8,11 +8,13 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from qgru.calibration.cell import naming
+from qgru.calibration.cell import CalibrationError, naming
 from qgru.calibration.device import DeviceHistogram, count, counts
 from qgru.calibration.histogram import Histogram
 from qgru.calibration.inner import inner_values
+from qgru.direction import Direction, parameter_name
 from qgru.ops.call import Parameters
+from qgru.schema import WEIGHTS
 
 Observations = list[dict[str, Histogram]]
 """For every layer and direction, canonical operator name to histogram. Never changed in place."""
@@ -30,19 +32,26 @@ def observe(
     It runs in float32 (float64 for a float64 module), outside autocast, and without dropout.
 
     Raises:
-        ValueError: naming the operator in which a value is NaN or infinite, or saying that there was no value.
+        CalibrationError: naming the operator in which a value is NaN or infinite, and for a weight the parameter, or
+            saying that there was no value.
     """
     dtype = torch.promote_types(parameters[0][0].dtype, torch.float32)
     cast = [tuple(p.detach().to(dtype) for p in cell) for cell in parameters]
     if not x.shape[1] or (active is not None and not active.any()):
-        raise ValueError(f"calibration: the input of shape {tuple(x.shape)} holds no values")
-    for cell in cast:
-        for name, parameter in zip(("weight.W", "weight.R", "weight.bw", "weight.br"), cell, strict=True):
-            if not parameter.isfinite().all():
-                raise ValueError(f"calibration: operator {name!r}: the parameter holds NaN or infinity")
+        raise CalibrationError(f"calibration: the input of shape {tuple(x.shape)} holds no values")
+    for index, cell in enumerate(cast):
+        direction = Direction(index // 2, index % 2 == 1) if bidirectional else Direction(index)
+        for name, parameter in zip(WEIGHTS, cell, strict=True):
+            with naming(name):
+                _check_finite(parameter_name(name, direction), parameter)
     with torch.autocast(x.device.type, enabled=False):
         layers = inner_values(x.detach().to(dtype), h0.detach().to(dtype), cast, bidirectional, active)
         return [_count_all(values) for values in layers]
+
+
+def _check_finite(name: str, parameter: Tensor) -> None:
+    if not parameter.isfinite().all():
+        raise ValueError(f"the parameter {name} holds NaN or infinity; expected finite numbers")
 
 
 def _count_all(values: dict[str, list[Tensor]]) -> dict[str, Histogram | DeviceHistogram]:
@@ -69,18 +78,18 @@ def merge(a: Pending | None, b: Pending | None) -> Pending | None:
 def _sum(a: Histogram | DeviceHistogram, b: Histogram | DeviceHistogram) -> Histogram | DeviceHistogram:
     if isinstance(a, DeviceHistogram) and isinstance(b, DeviceHistogram) and a.table.device == b.table.device:
         return a + b
-    return _settled(a) + _settled(b)
+    return _on_host(a) + _on_host(b)
 
 
-def _settled(histogram: Histogram | DeviceHistogram) -> Histogram:
+def _on_host(histogram: Histogram | DeviceHistogram) -> Histogram:
     return histogram.settled() if isinstance(histogram, DeviceHistogram) else histogram
 
 
-def settled(pending: Pending | None) -> Observations | None:
+def on_host(seen: Pending | None) -> Observations | None:
     """Return what was seen, all of it on the CPU."""
-    if pending is None:
+    if seen is None:
         return None
-    return [{name: _settled(histogram) for name, histogram in cell.items()} for cell in pending]
+    return [{name: _on_host(histogram) for name, histogram in cell.items()} for cell in seen]
 
 
 def merge_ranks(module: nn.Module) -> None:

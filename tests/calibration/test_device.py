@@ -61,7 +61,7 @@ def test_a_layer_observes_on_the_gpu_until_it_is_asked(lengths: list[int] | None
     for _ in range(2):
         x = torch.randn(7, 3, 5, device="cuda")
         gru(x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False))
-    assert all(isinstance(h, DeviceHistogram) for cell in gru._observed for h in cell.values())
+    assert all(isinstance(h, DeviceHistogram) for cell in gru._calibration._seen for h in cell.values())
     totals = {name: histogram.total for name, histogram in gru.observations[0].items()}
     steps = 2 * (21 if lengths is None else sum(lengths))
     assert totals["matmul.Wx"] == steps * 27 and totals["gate.z_out"] == steps * 9 and gru.has_observations()

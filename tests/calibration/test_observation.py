@@ -223,6 +223,7 @@ def _rank(rank: int, file: str, results: dict) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_grids_of_one_process() -> None:
     """Also where the second rank saw nothing."""
     with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:

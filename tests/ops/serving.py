@@ -14,7 +14,7 @@ from qgru.ops.stack import _shape
 
 
 def cells_of(gru: QuantGRU) -> list[CellGrids]:
-    return [cell.prepared for cell in gru.ensure_calibrated().cells]
+    return gru.ensure_calibrated().prepared
 
 
 def serving(gru: QuantGRU, x: Tensor) -> str:

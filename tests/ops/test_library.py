@@ -82,11 +82,11 @@ def test_a_fake_pass_as_a_layers_first_call_leaves_nothing_behind(train: bool) -
 
 def test_variable_lengths_keep_no_tensor_and_read_the_exponents_once() -> None:
     gru = calibrated(12, 6, "int8")
-    (cell,) = gru._quant_state().cells
-    kept = cell.prepared.exponents(torch.empty(0))
+    (cell,) = gru._quant_state().prepared
+    kept = cell.exponents(torch.empty(0))
     for length in range(1, 2000, 7):
         gru(torch.empty(length, 1, 6)[:1].zero_())
-        assert cell.prepared.exponents(torch.empty(0)) is kept
+        assert cell.exponents(torch.empty(0)) is kept
     assert not any(isinstance(value, Tensor) for key in backends._served for value in key)
 
 
