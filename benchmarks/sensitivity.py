@@ -18,8 +18,9 @@ from lightning import LightningDataModule, LightningModule
 
 import qgru
 from benchmarks.recipes import PRESETS, RESULTS, ROOT, folder_of
+from qgru.configs import load_config
 from qgru.report.table import read_csv, write_csv
-from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, load_config
+from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
 from qgru.stages import calibrate
 
 NARROW, WIDE = 8, 16

@@ -3,10 +3,11 @@
 from importlib import import_module
 from typing import Any
 
+from qgru.configs import load_config
 from qgru.convert import convert, float_state_dict, load_from_checkpoint, quantized_layers, revert
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
-from qgru.schema import BitwidthConfig, OperatorConfig, load_config
+from qgru.schema import BitwidthConfig, OperatorConfig
 
 __all__ = [
     "BitwidthConfig",

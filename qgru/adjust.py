@@ -1,4 +1,4 @@
-"""Changes of single grids after calibration, without data."""
+"""Changes of single grids after calibration, without data; see ``docs/numerics.md#changing-grids``."""
 
 from __future__ import annotations
 

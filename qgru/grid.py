@@ -1,4 +1,4 @@
-"""A quantization grid: bounds, the one rounding rule, and the way back."""
+"""A quantization grid: bounds, the one rounding rule, and the way back; see ``docs/numerics.md#grids``."""
 
 from __future__ import annotations
 

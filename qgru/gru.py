@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qgru import adjust, integers, quant_params
+from qgru.configs import load_config
 from qgru.direction import Direction, directions_of, index_of
 from qgru.export import formats
 from qgru.grid import Grid
 from qgru.layer import QuantizedLayer
 from qgru.layout import standardize
 from qgru.ops.stack import quantized_gru
-from qgru.schema import WEIGHTS, BitwidthConfig, canonical_name, load_config
+from qgru.schema import WEIGHTS, BitwidthConfig, canonical_name
 from qgru.state import CellState, QuantState
 
 

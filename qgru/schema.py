@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -284,38 +282,3 @@ def _operator_config(name: str, entry: Any) -> OperatorConfig:
         return OperatorConfig(**_section(entry, "its entry", optional=_FIELDS))
     except ValueError as error:
         raise ValueError(f"operator {name!r}: {error}") from error
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship with the package (``conf/quant``)."""
-    folder = resources.files("qgru.conf.quant")
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_config(config: str | Path | Mapping[str, Any] | BitwidthConfig) -> BitwidthConfig:
-    """Turn a preset's name, the path of a JSON file, or a mapping into a ``BitwidthConfig``.
-
-    Raises:
-        FileNotFoundError: for a string that is neither a preset nor a file.
-        ValueError: for a configuration that is not one; of a file, the message names it.
-        TypeError: for anything else.
-    """
-    if isinstance(config, BitwidthConfig):
-        return config
-    if isinstance(config, Mapping):
-        return BitwidthConfig.from_mapping(config)
-    if not isinstance(config, str | Path):
-        raise TypeError(f"the configuration is {shown(config)}; expected a preset's name, a path or a mapping")
-    if not os.path.isfile(config) and str(config) in preset_names():
-        return _preset(str(config))
-    if os.path.exists(config):
-        return BitwidthConfig.from_json(config)
-    presets = ", ".join(preset_names())
-    raise FileNotFoundError(f"{shown(str(config))} is neither a file nor a preset (presets: {presets})")
-
-
-def _preset(name: str) -> BitwidthConfig:
-    from omegaconf import OmegaConf  # only presets need it
-
-    text = resources.files("qgru.conf.quant").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return BitwidthConfig.from_mapping(OmegaConf.to_container(OmegaConf.create(text).quant))

@@ -1,4 +1,4 @@
-"""The quantized GRU once more, in fractions and Python integers: from the definition, sharing no code with qgru.
+"""The quantized GRU once more, in fractions and Python integers: from docs/numerics.md, sharing no code with qgru.
 
 Real numbers are `Fraction`s, so that nothing rounds but the quantizers; tensors are nested lists.
 """

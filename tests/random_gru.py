@@ -45,7 +45,7 @@ def random_grids(rng: random.Random, widths: range, input_size: int, hidden_size
 
 
 def inside_domain(grids: Grids, input_size: int, hidden_size: int) -> bool:
-    """Numerics.md, "Exactness domain"; `1 - z` counts with the bits of 2^n where that is wider than z."""
+    """docs/numerics.md#exactness-domain; `1 - z` counts with the bits of 2^n where that is wider than z."""
 
     def bits(name: str) -> int:
         grid = grids[name]

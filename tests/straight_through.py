@@ -1,4 +1,4 @@
-"""The gradient as the definition gives it: float64 autograd through quantizers that pass what they did not clamp.
+"""The gradient of docs/numerics.md#gradients: float64 autograd through quantizers that pass what they did not clamp.
 
 A loop over rows and steps in plain tensors, sharing no code with qgru; exact for the narrow grids it is used on.
 """

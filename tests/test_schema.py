@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qgru.schema import OPERATORS, BitwidthConfig, OperatorConfig, canonical_name, load_config
+from qgru.configs import load_config
+from qgru.schema import OPERATORS, BitwidthConfig, OperatorConfig, canonical_name
 
 NAMES = (
     *("input.x", "output.h", "weight.W", "weight.R", "weight.bw", "weight.br", "matmul.Wx", "matmul.Rh"),

@@ -1,4 +1,7 @@
-"""The grids of one layer and direction, from what was observed and from its parameters."""
+"""The grids of one layer and direction, from what was observed and from its parameters.
+
+See ``docs/numerics.md#calibration``, for parameters ``docs/numerics.md#weights-and-biases``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a range or a distribution to a grid: ``minmax``, ``percentile``, ``sqnr``, and the bounded functions' rule."""
+"""From a range or a distribution to a grid: ``minmax``, ``percentile``, ``sqnr``, and the bounded functions' rule.
+
+See ``docs/numerics.md#calibration``.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.weights import exported_weights, share_quantization_state
+from qgru.configs import load_config
 from qgru.convert import convert, quantized_layers
-from qgru.schema import load_config
 from qgru.stages.calibration import uncalibrated_layers
 from qgru.stages.passes import ForwardFn
 

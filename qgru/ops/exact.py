@@ -1,5 +1,7 @@
 """Exact arithmetic on numbers that are integers times powers of two, with straight-through gradients.
 
+``docs/numerics.md#exactness-domain`` says why 53, 60 and 62 bits.
+
 A float64 holds such a number exactly up to 53 bits; beyond, and up to the 62 bits of the exactness domain, an int64
 mantissa goes along with it. Past 62 bits only the float64 is left, and the last integer may differ. How large a sum or
 a product can be is not worked out here: every function takes the bound that `qgru.ops.plan` proves.

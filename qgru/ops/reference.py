@@ -1,7 +1,8 @@
 """The definition: one layer and direction of a quantized GRU in differentiable PyTorch, exact in its integers.
 
-Names follow the time step's equations: ``Wx``, ``Rh`` are the two matrix products, ``z``, ``r``, ``g`` the update,
-reset and new gate; PyTorch's gate order is r, z, g. Every ``quantize`` rounds once what was computed exactly.
+Names follow the equations of ``docs/numerics.md#one-time-step``: ``Wx``, ``Rh`` are the two matrix products, ``z``,
+``r``, ``g`` the update, reset and new gate; PyTorch's gate order is r, z, g. Every ``quantize`` rounds once what was
+computed exactly.
 """
 
 from __future__ import annotations

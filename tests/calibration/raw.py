@@ -1,4 +1,4 @@
-"""Calibration by brute force: every float value a GRU computes, kept, and the grids that the definition asks for."""
+"""Calibration by brute force: every float value a GRU computes, kept, and the grids of docs/numerics.md."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 import qgru.hydra
-from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig, load_config
+from qgru.configs import load_config
+from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 PRESETS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))

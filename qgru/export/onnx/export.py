@@ -96,7 +96,8 @@ def export_onnx(
         proto = _run_exporter(model, args, options, dynamo)
     tidy(proto)
     calls = taps.removed(proto, expected.calls, len(expected.outputs))
-    describe(proto, format, calls, {name: quant_params.to_mapping(gru, gru.ensure_calibrated().cells) for name, gru in layers.items()})
+    known = {name: quant_params.to_mapping(gru, gru.ensure_calibrated().cells) for name, gru in layers.items()}
+    describe(proto, format, calls, known)
     require("onnx").checker.check_model(proto, full_check=True)
     _, found = OnnxVerifier.from_proto(model, proto).compare(args, expected)
     path = Path(path)

@@ -28,7 +28,8 @@ def test_metadata_holds_the_grids(tmp_path):
     metadata = onnxruntime.InferenceSession(tmp_path / "tagger.onnx").get_modelmeta().custom_metadata_map
     assert metadata["qgru.format"] == "qdq"
     content = json.loads(metadata["qgru.quant_params"])
-    assert content == {"rnn": json.loads(json.dumps(quant_params.to_mapping(model.rnn, model.rnn.ensure_calibrated().cells)))}
+    written = quant_params.to_mapping(model.rnn, model.rnn.ensure_calibrated().cells)
+    assert content == {"rnn": json.loads(json.dumps(written))}
     (tmp_path / "rnn.json").write_text(json.dumps(content["rnn"]))
     fresh = QuantGRU(5, model.rnn.hidden_size, num_layers=2, bidirectional=True, batch_first=True)
     fresh.load_quant_params(tmp_path / "rnn.json")
