@@ -24,11 +24,15 @@ class CellState:
 
     Attributes:
         config: the bit widths.
-        grids: canonical operator name to grid, only configured operators; None before calibration.
+        grids: canonical operator name to grid, only configured operators, in their order; None before calibration.
     """
 
     config: BitwidthConfig
     grids: Mapping[str, Grid] | None = None
+
+    def __post_init__(self) -> None:
+        if self.grids is not None:  # one order whoever made them, for files are compared byte by byte
+            object.__setattr__(self, "grids", {name: self.grids[name] for name in self.config.operators})
 
     def resolved(self) -> Mapping[str, Grid]:
         """Return the grids with ``op.Rh_add_br``, which is ``matmul.Rh``'s where it is not configured."""

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,3 +258,12 @@ def test_a_replica_s_switches_are_its_own() -> None:
     replica._buffers = {name: buffer.clone() for name, buffer in gru._buffers.items()}
     replica.use_quantization, replica.calibration_method = False, "percentile"
     assert gru.use_quantization and not replica.use_quantization and gru.calibration_method == "sqnr"
+
+
+def test_files_do_not_tell_whether_the_grids_were_made_or_loaded(tmp_path: Path) -> None:
+    gru = calibrated(5, 3, "int8_mixed", num_layers=2)
+    loaded = QuantGRU(3, 5, num_layers=2)
+    loaded.load_state_dict(gru.state_dict())
+    for name, layer in (("made", gru), ("loaded", loaded)):
+        layer.export_quant_params(tmp_path / name, include_weights=True)
+    assert (tmp_path / "made").read_bytes() == (tmp_path / "loaded").read_bytes()
