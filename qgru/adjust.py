@@ -65,8 +65,7 @@ def _adjusted(cell: CellState, change: Change) -> CellState:
     start = cell.grids.get(change.op) or cell.grids["matmul.Rh"]
     exponent, zero_point = _regrid(change, start, config)
     grid = Grid(config.bitwidth, config.is_symmetric, config.is_unsigned, exponent, zero_point)
-    order = {**cell.grids, change.op: grid}
-    return CellState(configs, {name: order[name] for name in configs.operators})
+    return CellState(configs, {**cell.grids, change.op: grid})
 
 
 def _regrid(change: Change, grid: Grid, config: OperatorConfig) -> tuple[int | tuple[int, ...], int]:

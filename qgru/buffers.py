@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qgru.direction import directions_of
 from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
 from qgru.state import BUFFERS, CellState, QuantState, decode, encode
+from qgru.torch_private import is_in_torch_dispatch_mode
 
 _DTYPES = dict(zip(BUFFERS, (torch.uint8, torch.int64, torch.int64), strict=True))
 

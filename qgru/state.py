@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,20 +51,21 @@ class QuantState:
     Attributes:
         use_quantization: the user's switch.
         cells: for every layer and direction, in `nn.GRU`'s order.
+        is_calibrated: True where every cell has grids.
+        prepared: every cell's grids as backends take them; empty before calibration.
     """
 
     use_quantization: bool
     cells: tuple[CellState, ...]
+    is_calibrated: bool = field(init=False)
+    prepared: list[CellGrids] = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def is_calibrated(self) -> bool:
-        """True where every cell has grids."""
-        return all(cell.grids is not None for cell in self.cells)
-
-    @cached_property
-    def prepared(self) -> list[CellGrids]:
-        """Every cell's grids as backends take them; only after calibration."""
-        return [CellGrids(cell.resolved()) for cell in self.cells]
+    def __post_init__(self) -> None:
+        # Worked out here and not when asked for: a compiler that traces a call can't follow what is worked out in it.
+        calibrated = all(cell.grids is not None for cell in self.cells)
+        object.__setattr__(self, "is_calibrated", calibrated)
+        prepared = [CellGrids(cell.resolved()) for cell in self.cells] if calibrated else []
+        object.__setattr__(self, "prepared", prepared)
 
     @property
     def disable_quantization(self) -> bool:

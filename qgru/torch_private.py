@@ -53,6 +53,7 @@ class Symbol:
 
 
 _ONNX = "qgru.export.onnx"
+_DISPATCH = "torch.utils._python_dispatch"
 _SYMBOLIC = "torch.onnx.ops._symbolic_impl"
 _LEGACY = "torch.onnx._internal.torchscript_exporter"
 _FAKES = (f"{_ONNX}.tracing", "read parameters that torch.export hides")
@@ -65,9 +66,12 @@ SYMBOLS: Mapping[str, Symbol] = MappingProxyType(
             Symbol("torch._C", "_len_torch_dispatch_stack", "qgru.ops", "see that a mode or a tracer listens"),
             Symbol("torch._C", "_cuda_getCurrentRawStream", "qgru.ops.cuda", "find the current stream fast"),
             Symbol("torch", "_foreach_norm", "qgru.ops", "find NaN in all parameters with one launch"),
+            Symbol("torch", "_VF.gru", "qgru.calibration.inner", "run the float GRU on packed rows"),
+            Symbol("torch._dynamo", "OptimizedModule", "qgru.stages.exporting", "know what torch.compile made"),
+            Symbol(_DISPATCH, "is_in_torch_dispatch_mode", "qgru.buffers", "leave fake tensors alone"),
             Symbol("torch._guards", "detect_fake_mode", *_FAKES),
             Symbol("torch._subclasses.fake_tensor", "FakeTensorConverter._get_memo", *_FAKES),
-            Symbol("torch.utils._python_dispatch", "_disable_current_modes", *_UNSEEN),
+            Symbol(_DISPATCH, "_disable_current_modes", *_UNSEEN),
             Symbol("torch._C", "DisableTorchFunction", *_UNSEEN),
             Symbol("torch._C", "_get_tracing_state", *_UNSEEN),
             Symbol("torch._C", "_set_tracing_state", *_UNSEEN),

@@ -1,4 +1,4 @@
-"""Arrows between modules point down only, those of type annotations included."""
+"""Arrows between modules point down only; those of type annotations may point anywhere."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ def modules() -> dict[str, Path]:
     return {name: path for name, path in paths.items() if not name.startswith("qgru.export")}
 
 
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Drops what stands under `if TYPE_CHECKING`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        is_for_types = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if is_for_types else self.generic_visit(node)
+
+
 def imported(path: Path, known: set[str]) -> set[str]:
     """The modules that a file imports from, wherever in it that stands."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_WithoutAnnotations().visit(ast.parse(path.read_text(encoding="utf-8")))):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):

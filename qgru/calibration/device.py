@@ -16,6 +16,7 @@ from qgru.calibration.histogram import KEYS, Histogram, check_bounds
 from qgru.ops.cuda import compile as nvrtc
 from qgru.ops.cuda.macros import Source
 from qgru.ops.cuda.structs import ADDRESS, LONG, Struct
+from qgru.torch_private import current_stream
 
 SOURCE = Source(Path(__file__).parent / "kernels" / "count.cu", ("KEY_BITS", "WARPS"))
 MACROS = (("KEY_BITS", KEYS.bit_length() - 1), ("WARPS", 8))
@@ -42,15 +43,15 @@ class DeviceHistogram:
     def __add__(self, other: DeviceHistogram) -> DeviceHistogram:
         return DeviceHistogram(self.table + other.table, min(self.low, other.low), max(self.high, other.high))
 
-    def settled(self) -> Histogram:
+    def to_host(self) -> Histogram:
         """Return the histogram, on the CPU."""
         keys = self.table[0].nonzero().squeeze(1)
         counts, sums, squares = self.table[:, keys].cpu()
         return Histogram(keys.cpu(), counts, sums, squares, self.low, self.high)
 
     def __reduce__(self) -> tuple:
-        settled = self.settled()
-        return Histogram, tuple(getattr(settled, name) for name in Histogram.__dataclass_fields__)
+        on_host = self.to_host()
+        return Histogram, tuple(getattr(on_host, name) for name in Histogram.__dataclass_fields__)
 
 
 def counts(tensor: Tensor) -> bool:
@@ -68,7 +69,7 @@ def count(values: Mapping[str, list[Tensor]]) -> dict[str, DeviceHistogram]:
     bounds = torch.tensor([_INT32.max, _INT32.min], dtype=torch.int32, device=device).repeat(len(values), 1)
     tables = []
     with torch.cuda.device(device):
-        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        stream = current_stream(device.index)
         for i, tensors in enumerate(values.values()):
             tables.append(torch.zeros((3, KEYS), dtype=torch.int64, device=device))
             for tensor in map(torch.Tensor.contiguous, tensors):

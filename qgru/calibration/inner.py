@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qgru.ops.call import Parameters
+from qgru.torch_private import gru as float_gru
 
 
 def inner_values(
@@ -48,8 +49,8 @@ def _float_layer(rows: Tensor, shape: torch.Size, active: Tensor | None, h0: Ten
     with warnings.catch_warnings():  # cuDNN's, that one layer's weights are not its whole flat buffer
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         if active is None:
-            return torch._VF.gru(rows.view(*shape, -1), h0, *options, False)[0].flatten(0, 1)
-        return torch._VF.gru(rows, active.sum(1).cpu(), h0, *options)[0]
+            return float_gru(rows.view(*shape, -1), h0, *options, False)[0].flatten(0, 1)
+        return float_gru(rows, active.sum(1).cpu(), h0, *options)[0]
 
 
 def _previous_states(states: Tensor, h0: Tensor, shape: torch.Size, active: Tensor | None, reverse: bool) -> Tensor:

@@ -82,7 +82,7 @@ def _sum(a: Histogram | DeviceHistogram, b: Histogram | DeviceHistogram) -> Hist
 
 
 def _on_host(histogram: Histogram | DeviceHistogram) -> Histogram:
-    return histogram.settled() if isinstance(histogram, DeviceHistogram) else histogram
+    return histogram.to_host() if isinstance(histogram, DeviceHistogram) else histogram
 
 
 def on_host(seen: Pending | None) -> Observations | None:

@@ -16,8 +16,6 @@ from qgru.files import shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qgru.gru import QuantGRU
-
 
 @dataclass(frozen=True)
 class Format:
@@ -51,7 +49,7 @@ class Format:
         """
         return self._home.export_model(model, args, path, self.name, **options)
 
-    def export_layer(self, gru: QuantGRU, path: str | Path, **options: Any) -> Any:
+    def export_layer(self, gru: nn.GRU, path: str | Path, **options: Any) -> Any:
         """Write one layer by itself; as `export_model`, without an example."""
         return self._home.export_layer(gru, path, self.name, **options)
 
@@ -92,7 +90,7 @@ def find_traced(name: str, what: str = "format") -> Format:
     return _find(name, what, {key: format for key, format in FORMATS.items() if format.is_traced})
 
 
-def traced_forward(gru: QuantGRU, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor] | None:
+def traced_forward(gru: nn.GRU, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor] | None:
     """Run a layer whose ``export_mode`` is on, as its ``export_format`` wants it.
 
     Returns:

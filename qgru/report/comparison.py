@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
 from qgru.convert import quantized_layers
-from qgru.direction import directions_of
+from qgru.direction import directions_of, parameter_name
 from qgru.gru import QuantGRU
 from qgru.report.distributions import draw_distributions
 from qgru.report.onnx_stage import OnnxForward
@@ -71,10 +71,10 @@ def _weight_bits(gru: QuantGRU) -> Iterator[tuple[int, int]]:
     """Yield (id of the parameter, its operator's bit width)."""
     parameters = dict(gru.named_parameters())
     for direction in directions_of(gru):
-        for operator, kind in zip(WEIGHTS, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True):
-            if kind + direction.suffix in parameters:
-                bits = gru.get_quant_config(operator, *direction)["bitwidth"]
-                yield id(parameters[kind + direction.suffix]), bits
+        for operator in WEIGHTS:
+            name = parameter_name(operator, direction)
+            if name in parameters:
+                yield id(parameters[name]), gru.get_quant_config(operator, *direction)["bitwidth"]
 
 
 def _evaluate(stage: str, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> list[Row]:

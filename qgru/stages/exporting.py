@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qgru import torch_private
 from qgru.convert import quantized_layers
 from qgru.export.formats import find
 from qgru.export.layers import export_layers, file_names
@@ -104,7 +105,7 @@ def _eager_on_cpu(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack, eval_mode(module):
         for parent in list(module.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, torch._dynamo.OptimizedModule):
+                if isinstance(child, torch_private.OptimizedModule):
                     stack.callback(setattr, parent, name, child)
                     setattr(parent, name, child._orig_mod)
         stack.callback(module.to, device)

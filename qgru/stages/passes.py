@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from qgru.calibration import CalibrationError
+
 ForwardFn: TypeAlias = Callable[[Any, Any], Any]
 """``forward_fn(module, batch)``: calls the model on a training batch; what it returns is not used."""
 
@@ -26,7 +28,7 @@ def call_model(forward_fn: ForwardFn | None, module: nn.Module, batch: Any) -> A
     is_sequence = isinstance(batch, tuple | list)
     try:
         return module(batch[0] if is_sequence else batch)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, CalibrationError):
         raise
     except Exception as error:
         call = "module(batch[0])" if is_sequence else "module(batch)"

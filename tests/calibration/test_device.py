@@ -36,15 +36,15 @@ def samples() -> list[Tensor]:
 @pytest.mark.parametrize("index", range(5))
 def test_bins_moments_and_bounds_are_the_cpus(index: int) -> None:
     values = samples()[index]
-    assert_same(count({"op": [values.cuda()]})["op"].settled(), Histogram.of(values))
+    assert_same(count({"op": [values.cuda()]})["op"].to_host(), Histogram.of(values))
 
 
 def test_sums_of_histograms_settle_to_the_sum() -> None:
     a, b = torch.randn(5000), torch.randn(37) * 100
     both = count({"op": [a.cuda()]})["op"] + count({"op": [b.cuda()]})["op"]
-    assert_same(both.settled(), Histogram.of(a) + Histogram.of(b))
+    assert_same(both.to_host(), Histogram.of(a) + Histogram.of(b))
     for copied in (copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
-        assert_same(copied, both.settled())
+        assert_same(copied, both.to_host())
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
