@@ -108,7 +108,6 @@ def backward(
                 None if start is None else start[i],
                 parameters[4 * i : 4 * i + 4],
                 exponents[i],
-                states[:, :, i * hidden : (i + 1) * hidden] if len(grids) > 1 else states,
                 first,
             )
             d_own = d_states if d_states is None or len(grids) == 1 else d_states[:, :, i * hidden : (i + 1) * hidden]
