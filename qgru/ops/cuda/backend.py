@@ -98,10 +98,7 @@ class Cuda(Backend):
                 layer.run(stream, packed)
                 start += layer.bytes
             _join(device, count)
-            if not call.gradient:
-                return states, last, workspace.new_empty(0)
-            _kept_states(workspace, layers).copy_(states)  # the caller may change the output in place
-        return states, last, workspace
+        return states, last, workspace if call.gradient else workspace.new_empty(0)
 
     def backward(
         self, call: LayerCall, workspace: Tensor, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
@@ -116,14 +113,13 @@ class Cuda(Backend):
             if d_states is not None and d_states.stride(2) != 1:
                 d_states = d_states.contiguous()
             d_last = None if d_last is None else _contiguous(d_last)
-            states, first = _kept_states(workspace, layers), workspace.data_ptr()
+            first = workspace.data_ptr()
             for i, (layer, stream) in enumerate(zip(layers, _fork(device, count), strict=True)):
                 saved = Saved(
                     x,
                     None if start is None else start[i],
                     parameters[4 * i : 4 * i + 4],
                     call.exponents[i],
-                    states[:, :, i * hidden : (i + 1) * hidden] if count > 1 else states,
                     first,
                 )
                 d_own = d_states if d_states is None or count == 1 else d_states[:, :, i * hidden : (i + 1) * hidden]
@@ -162,16 +158,7 @@ def _layers(call: LayerCall) -> list[Layer]:
 
 
 def _bytes(layers: Sequence[Layer]) -> int:
-    time, batch, _, hidden, *_ = layers[0].shape
-    states = 4 * time * batch * hidden if layers[0].train else 0
-    return sum([layer.bytes + states for layer in layers])
-
-
-def _kept_states(workspace: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """Return the states in a workspace, (time, batch, directions * hidden) float32."""
-    time, batch, _, hidden, *_ = layers[0].shape
-    behind = workspace[sum([layer.bytes for layer in layers]) :]
-    return behind.view(torch.float32).view(time, batch, len(layers) * hidden)
+    return sum([layer.bytes for layer in layers])
 
 
 @lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from qgru.ops.cuda.layer import Layer
 from qgru.ops.cuda.macros import Macros
 from qgru.ops.cuda.structs import CHUNK, INPUT_TENSORS, PARAMETER_TENSORS
 
-_BYTES = 8  # of a chunk's buffers, for every element of the whole sequence
+_BYTES = 8  # of the states' codes and a chunk's buffers, for every element of the whole sequence
 _ONE_CHUNK_BYTES = 52 << 20  # below it a second chunk saves less memory than it costs time
 _BLOCKS = 1 << 13  # CTAs that go over a chunk's elements
 _PARTIALS = 528  # of a bias's sum, for all tiles together
@@ -31,7 +31,6 @@ class Saved(NamedTuple):
         h0: (batch, hidden), the real initial state, or None for zeros.
         parameters: W, R, bw, br, real.
         exponents: (4, 3 * hidden) int32.
-        states: (time, batch, hidden), the output.
         workspace: address of the forward's.
     """
 
@@ -39,7 +38,6 @@ class Saved(NamedTuple):
     h0: Tensor | None
     parameters: Sequence[Tensor]
     exponents: Tensor
-    states: Tensor
     workspace: int
 
 
@@ -59,7 +57,8 @@ class Backward:
             2 * (24 * self.pairs + self.x_terms * self.x_width + 2 * self.h_terms * self.pairs) + 4 * shape.hidden
         )
         rows = shape.time * shape.batch
-        size = _BYTES * rows * shape.hidden if rows * row_bytes > _ONE_CHUNK_BYTES else _ONE_CHUNK_BYTES
+        left = _BYTES - plan.limbs("output.h")
+        size = left * rows * shape.hidden if rows * row_bytes > _ONE_CHUNK_BYTES else _ONE_CHUNK_BYTES
         self.steps = min(shape.time, max(1, size // (shape.batch * row_bytes)))
         across = -(-layer.layout.tiles // _ELEMENT_WARPS) + 1
         self.operands_grid = (min(self.steps * layer.layout.groups, max(16, _PARTIALS // across)), across)
@@ -79,8 +78,8 @@ class Backward:
             d_last: gradient of the last state, contiguous, or None for zeros.
             needs_x: the input's is wanted.
         """
-        shape, like = self.layer.shape, saved.states
-        time, batch, hidden, device = shape.time, shape.batch, shape.hidden, like.device
+        shape, device = self.layer.shape, saved.x.device
+        time, batch, hidden = shape.time, shape.batch, shape.hidden
         rows, width = self.steps * batch, 12 * self.pairs
         dh, floats = batch * hidden, self.operands_grid[0] * 4 * hidden
         buffer = torch.empty(dh + floats + rows * hidden, dtype=torch.float32, device=device)
@@ -92,7 +91,7 @@ class Backward:
         dx = torch.empty((time, batch, shape.input), dtype=torch.float32, device=device) if needs_x else None
         weights = self._input_weights(stream, saved) if needs_x else None
         d_strides = (0, 0) if d_states is None else d_states.stride()[:2]
-        fixed = (saved.workspace, _address(saved.h0), like.data_ptr(), _address(d_states))
+        fixed = (saved.workspace, _address(saved.h0), _address(d_states))
         gates = dWx.data_ptr()  # before they are there, the walk's factors
         outputs = (gates, d, gates, dRh.data_ptr(), h.data_ptr(), x.data_ptr(), d_bias)
         sums: list[Tensor] = []
@@ -100,7 +99,7 @@ class Backward:
             start = max(0, end - self.steps)
             first, used = time - end if reverse else start, (end - start) * batch
             dh_in = _address(d_last) if end == time else d_start
-            places = (*like.stride()[:2], *d_strides, start, end, reverse, first)
+            places = (*d_strides, start, end, reverse, first)
             chunk = CHUNK.pack(*fixed, dh_in, d_start, *outputs, *places)
             for kernel, grid, known in self._launches:
                 kernel(stream, grid, chunk + known)
@@ -152,7 +151,7 @@ class Backward:
     def _input_weights(self, stream: int, saved: Saved) -> Tensor:
         """Return W's integers as real numbers in the order of the gates' gradients, (12 * pairs, terms * width)."""
         size = (12 * self.pairs, self.W_terms * self.x_width)
-        weights = torch.empty(size, dtype=torch.bfloat16, device=saved.states.device)
+        weights = torch.empty(size, dtype=torch.bfloat16, device=saved.x.device)
         tensors = (weights.data_ptr(), 0, 0, 0, 0, 0, 0)
         self._launch_input(0, stream, saved, (12 * self.pairs, 1), tensors)
         return weights

@@ -98,7 +98,7 @@ def forward(layer: Layer) -> bytes:
     at = layer.offsets
     return structs.forward(layer.wide).after_first(
         R_codes=at["R"],
-        **{name: at[name] for name in ("constants", "R_offset", "diverged", "codes", "flags", "bits")},
+        **{name: at[name] for name in ("constants", "R_offset", "diverged", "codes", "flags", "bits", "states")},
         tables=layer.tables.data_ptr(),
         time=layer.shape.time,
         batch=layer.shape.batch,
@@ -114,7 +114,7 @@ def elements(backward: Backward) -> bytes:
     layer, plan, shape, layout = backward.layer, backward.layer.plan, backward.layer.shape, backward.layer.layout
     n, at = plan.exponent, layer.offsets
     return structs.elements(layer.wide).after_first(
-        **{name: at[name] for name in ("codes", "flags", "bits", "constants")},
+        **{name: at[name] for name in ("codes", "flags", "bits", "states", "constants")},
         x_codes=at["x"],
         tables=layer.tables.data_ptr(),
         time=shape.time,
@@ -129,7 +129,7 @@ def elements(backward: Backward) -> bytes:
         x_padded=layer.projection.padded,
         x_width=backward.x_width,
         x_offset=-plan.offset("input.x"),
-        unused=0,
+        h_offset=-plan.offset("output.h"),
         n=layer.numbers,
         r_value=2.0 ** (n(OPTIONAL) - n("op.rRh")),
         z_value=2.0 ** (n("output.h") - n("op.old_contrib")),

@@ -132,6 +132,7 @@ class Layer:
             "flags": steps * layout.rows,
             "codes": lanes * layout.elements * 4 * self.plan.code_bytes,
             "bits": lanes * layout.elements * 2 if self.train else 0,
+            "states": lanes * layout.elements * limbs("output.h") if self.train else 0,
         }
         offsets, end = {}, 0
         for name, size in sizes.items():

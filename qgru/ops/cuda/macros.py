@@ -90,7 +90,7 @@ KERNELS = {
             f"{_LAYOUT} BIASED_SUMS CODE_BYTES H_LIMBS K_SPLIT REGISTER_K64 R_LIMBS SHARED_K64 SHARED_TABLES "
             "STATE_OFFSET SUM_WIDE TABLE_ENTRIES TRAIN WIDE",
         ),
-        _kernel("factors", _ELEMENT),
+        _kernel("factors", f"{_ELEMENT} H_LIMBS"),
         _kernel("walk", f"{_LAYOUT} LIMBS REGISTER_BLOCKS R_LIMBS SHARED_BLOCKS TILE_GROUPS"),
         _kernel("operands", f"{_ELEMENT} H_LIMBS X_LIMBS"),
         _kernel("parameters", "WARPS"),

@@ -141,8 +141,8 @@ PROJECT = Struct(
 
 CHUNK = Struct(
     "Chunk",
-    (ADDRESS, "workspace h0 out d_out dh_in dh k d dWx dRh h_operand x_operand d_bias"),
-    (LONG, "out_time out_batch d_time d_batch"),
+    (ADDRESS, "workspace h0 d_out dh_in dh k d dWx dRh h_operand x_operand d_bias"),
+    (LONG, "d_time d_batch"),
     (INT, "start end reverse first_time"),
 )
 """Backward's tensors, for the time steps of a chunk."""
@@ -197,7 +197,7 @@ def forward(wide: bool) -> Struct:
     return Struct(
         "ForwardArgs",
         (CALL, "call"),
-        (LONG, "R_codes constants R_offset diverged codes flags bits"),
+        (LONG, "R_codes constants R_offset diverged codes flags bits states"),
         (ADDRESS, "tables"),
         (INT, "time batch groups z_table g_table h_code"),
         (numbers(wide), "n"),
@@ -210,10 +210,10 @@ def elements(wide: bool) -> Struct:
     return Struct(
         "ElementArgs",
         (CHUNK, "chunk"),
-        (LONG, "codes flags bits constants x_codes"),
+        (LONG, "codes flags bits states constants x_codes"),
         (ADDRESS, "tables"),
         (INT, "time batch hidden units tiles groups z_table g_table table_entries"),
-        (INT, "input x_padded x_width x_offset unused"),
+        (INT, "input x_padded x_width x_offset h_offset"),
         (numbers(wide), "n"),
         (FLOAT, "r_value z_value c_value g_value"),
     )

@@ -8,7 +8,7 @@ typedef unsigned long long address;
 
 #define GATES 3
 #define ACTIVE 1  // bits of a row's flags at a time step
-#define IS_NAN 2  // NaN in the input
+#define IS_NAN 2  // NaN in the input; after the time loop, in the output
 
 // rne(v * scale) clamped to [lo, hi], for numbers of any size: slower than adding ROUND.
 __device__ __forceinline__ float quantized(float v, float scale, float lo, float hi) {

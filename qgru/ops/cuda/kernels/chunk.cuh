@@ -5,7 +5,6 @@
 struct Chunk {
     byte* workspace;        // the forward's
     const float* h0;        // (batch, hidden), or null for zeros
-    const float* out;       // (time, batch, hidden), strided
     const float* d_out;     // (time, batch, hidden), strided, or null for zeros
     const float* dh_in;     // (batch, hidden), of the state after the chunk, or null for zeros
     float* dh;              // (batch, hidden), of the state before it
@@ -15,7 +14,7 @@ struct Chunk {
     word* h_operand;        // (steps, batch, terms, pairs) bfloat16 pairs: the state before each step, as integers
     unsigned short* x_operand;  // (steps, batch, terms, x_width) bfloat16: the input, as integers
     float* d_bias;          // (partials, 4, hidden): sums for r, z, g and br_g
-    long long out_time, out_batch, d_time, d_batch;
+    long long d_time, d_batch;
     int start, end;         // of the walk's steps
     int reverse, first_time;  // first_time: of the chunk's rows, which are in order of time, also where the walk is not
 };

@@ -24,8 +24,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) factors(const __grid_co
             bool here = row < a.batch;
             Factors f[2];
             load_factors(a, p, j, here ? row : 0, f);
-            bool active = is_active(a, p, group, in_group);
-            bool is_nan = isnan(c.out[p.t * c.out_time + (here ? row : 0) * c.out_batch]);  // a whole row is
+            byte flags = flags_of(a, p, group, in_group);
             const real* constants = (const real*)(c.workspace + a.constants) + p.unit * 8;
             float4 k[2];
 #pragma unroll
@@ -34,8 +33,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) factors(const __grid_co
                 const real* scale = constants + 8 * u;
                 k[u] = {v.direct, where(v.bits >> 3 & 1, v.g * v.r * (float)scale[0]),
                         where(v.bits >> 4 & 1, v.z * (float)scale[1]), where(v.bits >> 5 & 1, v.g * v.c * (float)scale[2])};
-                if (!active) k[u] = {1, 0, 0, 0};
-                if (is_nan) k[u] = {-1, 0, 0, 0};
+                if (!(flags & ACTIVE)) k[u] = {1, 0, 0, 0};
+                if (flags & IS_NAN) k[u] = {-1, 0, 0, 0};
             }
             // Neighbouring lanes swap, so that together they write 32 bytes at once.
             bool odd = threadIdx.x >> 2 & 1;

@@ -7,12 +7,12 @@
 // What a layer knows beforehand.
 struct ElementArgs {
     Chunk chunk;
-    long long codes, flags, bits, constants, x_codes;  // sections of the workspace
+    long long codes, flags, bits, states, constants, x_codes;  // sections of the workspace
     const float* tables;  // values of r, z, g, then slopes, which are 0 where the output is clamped
     int time, batch, hidden, units, tiles, groups;
     int z_table, g_table, table_entries;  // where tables start, and how long they are together
     int input, x_padded, x_width, x_offset;  // mantissa = code + x_offset
-    int unused;
+    int h_offset;                            // likewise
     Numbers n;
     float r_value, z_value, c_value, g_value;  // from table entries and mantissas to real numbers
 };
@@ -68,32 +68,43 @@ __device__ __forceinline__ Place place_of(const ElementArgs& a, int step, int gr
     return p;
 }
 
+// The real states of two units before a step: given, or as the time loop left them.
+__device__ __forceinline__ float2 given_state(const ElementArgs& a, const Place& p, int row) {
+    const float* from = a.chunk.h0 + (long long)row * a.hidden + p.unit;
+    bool known = a.chunk.h0 != nullptr, aligned = a.hidden % 2 == 0 && ((address)a.chunk.h0 & 7) == 0;
+    float2 h = load_pair(from, known && p.units[0], known && p.units[1], aligned);
+    const Numbers& n = a.n;
+    h.x = quantized(isnan(h.x) ? 0.0f : h.x, n.h_steps, n.h_least, n.h_most) * n.h_step;
+    h.y = quantized(isnan(h.y) ? 0.0f : h.y, n.h_steps, n.h_least, n.h_most) * n.h_step;
+    return h;
+}
+__device__ __forceinline__ float2 computed_state(const ElementArgs& a, const Place& p, long long element) {
+    const byte* from = a.chunk.workspace + a.states + element * H_LIMBS;
+    int first = H_LIMBS == 1 ? ((const char2*)from)->x : ((const short2*)from)->x;
+    int second = H_LIMBS == 1 ? ((const char2*)from)->y : ((const short2*)from)->y;
+    return {p.units[0] ? (float)(first + a.h_offset) * a.n.h_step : 0.0f,
+            p.units[1] ? (float)(second + a.h_offset) * a.n.h_step : 0.0f};
+}
+
 // The two elements of row number `j`.
 __device__ __forceinline__ void load_factors(const ElementArgs& a, const Place& p, int j, int row, Factors (&f)[2]) {
     const Chunk& c = a.chunk;
     const float* slope = a.tables + a.table_entries;
     Tables values = {a.tables, a.tables + a.z_table, a.tables + a.g_table};
     Tables slopes = {slope, slope + a.z_table, slope + a.g_table};
-    long long slot = p.slot + (j >> 1) * 32;
-    const word* codes = (const word*)(c.workspace + a.codes) + (slot * SLOT_ELEMENTS + (j & 1) * 2) * CODE_WORDS;
+    long long slot = p.slot + (j >> 1) * 32, element = slot * SLOT_ELEMENTS + (j & 1) * 2;
+    long long step = (long long)a.groups * a.tiles * 32 * SLOT_TILES * SLOT_ELEMENTS;
+    const word* codes = (const word*)(c.workspace + a.codes) + element * CODE_WORDS;
     const byte* bits = c.workspace + a.bits + 2 * slot * SLOT_ELEMENTS + (j & 1) * 2;
-    bool first = p.walk == 0, even = a.hidden % 2 == 0;
-    int before = p.t + (c.reverse ? 1 : -1);
-    const float* from = first ? c.h0 + (long long)row * a.hidden : c.out + before * c.out_time + row * c.out_batch;
-    bool known = !first || c.h0 != nullptr;
-    bool aligned = even && ((address)from & 7) == 0;
-    float2 h = load_pair(from + p.unit, known && p.units[0], known && p.units[1], aligned);
+    float2 h = p.walk == 0 ? given_state(a, p, row) : computed_state(a, p, element + (c.reverse ? step : -step));
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-        float v = u ? h.y : h.x;
-        if (isnan(v)) v = 0;
-        if (first) v = quantized(v, a.n.h_steps, a.n.h_least, a.n.h_most) * a.n.h_step;
         real br_g = ((const real*)(c.workspace + a.constants))[(p.unit + u) * 8 + 7];
-        f[u] = factors_of(a, values, slopes, codes + u * CODE_WORDS, bits[u], bits[SLOT_ELEMENTS + u], br_g, v);
+        f[u] = factors_of(a, values, slopes, codes + u * CODE_WORDS, bits[u], bits[SLOT_ELEMENTS + u], br_g, u ? h.y : h.x);
     }
 }
 
-__device__ __forceinline__ bool is_active(const ElementArgs& a, const Place& p, int group, int row_in_group) {
+__device__ __forceinline__ byte flags_of(const ElementArgs& a, const Place& p, int group, int row_in_group) {
     long long at = ((long long)p.t * a.groups + group) * ROWS + row_in_group;
-    return (a.chunk.workspace + a.flags)[at] & ACTIVE;
+    return (a.chunk.workspace + a.flags)[at];
 }

@@ -26,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     flags_at += ahead * (long long)flags_step;
     const word* next_codes = codes_at + ahead * slots * SLOT_ELEMENTS * CODE_WORDS;
     byte* bits_at = section<byte>(call, a.bits) + (2 * slot + 1) * SLOT_ELEMENTS;
+    byte* states_at = section<byte>(call, a.states) + slot * SLOT_ELEMENTS * H_LIMBS;
 
     Weights R;
     R.load(s, section<signed char>(call, a.R_codes) + (long long)(first_unit + unit_of(tile, g)) * PADDED +
@@ -116,6 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
 #if TRAIN
             word saved[WORDS];
             unsigned short bits[LANE_ROWS] = {};  // of a row's two units
+            word states[LANE_ROWS];               // likewise
 #endif
 #pragma unroll
             for (int j = 0; j < LANE_ROWS; ++j) {
@@ -156,6 +158,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                 }
                 write_state(s, buffer ^ 1, row, first_unit + unit, state[0], state[1]);
                 if (row_valid[j]) write_pair(out_at[j] + 16 * i, out, first_unit + unit);
+#if TRAIN
+                states[j] = __byte_perm(state[0], state[1], H_LIMBS == 1 ? 0x0040 : 0x5410);
+                if (i == 0 && is_nan[j] && rank == 0 && tile == 0 && g == 0)  // who reads it late knows already
+                    flags_at_step(a, group, done)[row] = flags[row] | IS_NAN;
+#endif
             }
 #if TRAIN
 #pragma unroll
@@ -163,6 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                 store<2 * CODE_WORDS>(codes_at + (i * TILE_ELEMENTS + element_of(part, j)) * CODE_WORDS,
                                       saved + 2 * j * CODE_WORDS);
                 *(unsigned short*)(bits_at + i * 2 * TILE_ELEMENTS + bits_of(part, j)) = bits[j];
+                store_states(states_at + (i * TILE_ELEMENTS + element_of(part, j)) * H_LIMBS, states[j]);
             }
 #endif
         }
@@ -171,6 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         stage = stage == STAGES - 1 ? 0 : stage + 1;
         codes_at += slots * SLOT_ELEMENTS * CODE_WORDS;
         bits_at += slots * 2 * SLOT_ELEMENTS;
+        states_at += slots * SLOT_ELEMENTS * H_LIMBS;
         if (done + STAGES < a.time) {
             next_codes += slots * SLOT_ELEMENTS * CODE_WORDS;
             flags_at += flags_step;

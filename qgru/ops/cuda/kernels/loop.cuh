@@ -25,8 +25,9 @@ struct ForwardArgs {
     long long R_offset;   // (3, units)
     long long diverged;   // (3, units): a NaN in the parameters
     long long codes;      // four an element: Wx in; pre-activations, Rh_g out
-    long long flags;      // (time, groups, ROWS)
+    long long flags;      // (time, groups, ROWS): IS_NAN is added where NaN comes out
     long long bits;       // of every slot, twice its elements: this kernel writes the second half
+    long long states;     // codes of the new states, one an element
     const float* tables;  // r, z, g
     int time, batch, groups;
     int z_table, g_table; // where these start
@@ -84,6 +85,18 @@ __device__ __forceinline__ void write_pair(float* to, float2 v, int unit) {
         if (unit < HIDDEN) to[0] = v.x;
         if (unit + 1 < HIDDEN) to[1] = v.y;
     }
+}
+
+// A row group's flags at a step of the loop.
+__device__ __forceinline__ byte* flags_at_step(const ForwardArgs& a, int group, int done) {
+    int t = a.call.reverse ? a.time - 1 - done : done;
+    return section<byte>(a.call, a.flags) + ((long long)t * a.groups + group) * ROWS;
+}
+
+// Two neighbours' codes, for backward.
+__device__ __forceinline__ void store_states(byte* to, word codes) {
+    if (H_LIMBS == 1) *(unsigned short*)to = codes;
+    else *(word*)to = codes;
 }
 
 // The codes of two neighbours' new state.

@@ -76,7 +76,7 @@ __device__ void write_gates(const ElementArgs& a, int tile) {
             Factors f[2];
             load_factors(a, p, j, row, f);
             long long at = (long long)step * a.batch + row;
-            bool active = is_active(a, p, group, in_group);
+            bool active = flags_of(a, p, group, in_group) & ACTIVE;
             float2 d = load_pair(c.d + at * a.hidden + p.unit, active && p.units[0], active && p.units[1], even);
             write_pair(a, p, at, f, d, sums);
         }
