@@ -29,7 +29,7 @@ from qgru.callbacks import QuantizationLifecycle
 from qgru.convert import quantized_layers
 
 RESULTS = Path(__file__).parent / "results"
-STEPS, FLOAT_EPOCHS, QAT_EPOCHS = 60, 3, 4
+STEPS, FLOAT_EPOCHS, QAT_EPOCHS = 60, 2, 5
 MODELS = {
     "2 layers of 256": ((64, 500, 128, 256), {"num_layers": 2}),
     "3 bidirectional layers of 512": ((32, 500, 128, 512), {"num_layers": 3, "bidirectional": True}),

@@ -44,13 +44,13 @@ class Reference(Backend):
         time, batch, _, hidden = call.sizes
         cells = list(_cells(call))
         h0 = call.x.new_zeros(len(cells), batch, hidden) if call.h0 is None else call.h0
-        lost = torch.isnan(call.x).any(-1)
+        is_nan = torch.isnan(call.x).any(-1)
         inputs = quantize_real(_without_nan(call.x), cells[0].grids["input.x"])
         states, finals = [], []
         for d, cell in enumerate(cells):
             start = quantize_real(_without_nan(h0[d]), cell.grids["output.h"])
             walk = gru_layer(inputs, start, cell, call.active, reverse=bool(d)).value
-            states.append(_with_nan(walk, _lost_from_there_on(lost, torch.isnan(h0[d]).any(-1), bool(d))))
+            states.append(_with_nan(walk, _from_there_on(is_nan, torch.isnan(h0[d]).any(-1), bool(d))))
             finals.append(states[-1][0 if d else -1])
         diverged = any_nan(call.parameters) if call.diverged is None else call.diverged
         output = torch.cat(states, -1).masked_fill(diverged, torch.nan)
@@ -93,12 +93,12 @@ def _without_nan(tensor: Tensor) -> Tensor:
     return torch.where(torch.isnan(tensor), 0.0, tensor).double()
 
 
-def _with_nan(tensor: Tensor, lost: Tensor) -> Tensor:
-    return tensor.masked_fill(lost.unsqueeze(-1), torch.nan)
+def _with_nan(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.masked_fill(rows.unsqueeze(-1), torch.nan)
 
 
-def _lost_from_there_on(lost: Tensor, lost_at_start: Tensor, reverse: bool) -> Tensor:
-    """Spread (time, batch) flags along the walk; `lost_at_start` (batch,) holds for every step."""
-    walk = lost.flip(0) if reverse else lost
-    spread = (walk.cumsum(0) > 0) | lost_at_start
+def _from_there_on(is_nan: Tensor, starts_as_nan: Tensor, reverse: bool) -> Tensor:
+    """Spread (time, batch) flags along the walk; `starts_as_nan` (batch,) holds for every step."""
+    walk = is_nan.flip(0) if reverse else is_nan
+    spread = (walk.cumsum(0) > 0) | starts_as_nan
     return spread.flip(0) if reverse else spread

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qgru import QuantGRU
 from qgru.direction import directions_of
 from qgru.schema import OPERATORS, OPTIONAL
+from tests.calibrated import quantize
 
 ONLY_8_BITS = range(8, 9)
 UP_TO_16_BITS = range(2, 17)
@@ -46,10 +47,7 @@ def calibrated(seed: int, widths: range = UP_TO_16_BITS, **options: Any) -> Quan
     while True:
         gru = QuantGRU(**settings).eval()
         gru.load_bitwidth_config(random_config(rng, widths))
-        gru.calibrating = True
-        gru(torch.randn(9, 8, gru.input_size))
-        gru.calibrating, gru.use_quantization = False, True
-        gru.finalize_calibration()
+        quantize(gru, torch.randn(9, 8, gru.input_size))
         if len(gru(noise(gru, 20, 3))[0].unique()) > 2:
             return gru
 

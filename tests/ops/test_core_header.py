@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qgru import QuantGRU
+from tests.calibrated import quantize
 
 ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"))), None)
@@ -30,12 +31,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrated(config: str, **options: object) -> QuantGRU:
     gru = QuantGRU(5, 7, **options).eval()
     gru.load_bitwidth_config(config)
-    gru.calibrating = True
-    gru(torch.randn(20, 4, 5))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    gru.use_quantization = True
-    return gru
+    return quantize(gru, torch.randn(20, 4, 5))
 
 
 @pytest.mark.parametrize("config", ["int8", "int8_mixed", "w8a16"])

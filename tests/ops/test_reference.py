@@ -13,6 +13,7 @@ from qgru import QuantGRU
 from qgru.grid import Grid
 from qgru.ops.reference import activation_table
 from tests import straight_through
+from tests.calibrated import quantize
 from tests.oracle import OracleGrid, real_function
 from tests.random_gru import Grids, random_gru
 
@@ -156,12 +157,7 @@ def test_fine_grids_give_the_gradient_of_nn_gru() -> None:
 
 
 def test_what_was_clamped_gets_no_gradient(tmp_path: Path) -> None:
-    gru = QuantGRU(1, 3, batch_first=True)
-    gru.calibrating = True
-    gru(torch.linspace(-1, 1, 20).view(1, 20, 1))
-    gru.calibrating = False
-    gru.use_quantization = True
-    gru.finalize_calibration()
+    gru = quantize(QuantGRU(1, 3, batch_first=True), torch.linspace(-1, 1, 20).view(1, 20, 1))
     grid = gru.grids()["input.x"]
     low, high, step = (grid.qmin * grid.scale, grid.qmax * grid.scale, grid.scale)
     values = [low - 0.6 * step, low - 0.4 * step, low, 0.1, high, high + 0.4 * step, high + 0.6 * step, 1e9, -1e9]

@@ -5,6 +5,7 @@ from torch import nn
 from qgru import QuantGRU
 from qgru.report.distributions import draw_distributions, panels
 from qgru.schema import OPERATORS
+from tests.calibrated import quantize
 
 STEPS, BATCH, INPUT, HIDDEN = 9, 5, 3, 4
 
@@ -13,11 +14,7 @@ STEPS, BATCH, INPUT, HIDDEN = 9, 5, 3, 4
 def observed() -> QuantGRU:
     gru = QuantGRU(INPUT, HIDDEN, num_layers=2, bidirectional=True)
     gru.load_bitwidth_config("w4a8")
-    gru.calibrating = True
-    gru(torch.randn(STEPS, BATCH, INPUT))
-    gru.calibrating = False
-    gru.finalize_calibration()
-    return gru
+    return quantize(gru, torch.randn(STEPS, BATCH, INPUT))
 
 
 def test_every_operator_shows_all_that_was_seen(observed):
