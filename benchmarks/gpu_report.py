@@ -20,7 +20,7 @@ def main() -> None:
 
 def gpu_results() -> list[Path]:
     """Return the result files, one for each GPU and torch version."""
-    return sorted(path for path in RESULTS.glob("*-torch*.csv") if not path.name.startswith("cpu-"))
+    return sorted(path for path in RESULTS.glob("*-torch*.csv") if not path.name.startswith(("cpu-", "ddp-")))
 
 
 def gpu_table(path: Path) -> str:

@@ -31,7 +31,8 @@ def tables() -> dict[Path, dict[str, str]]:
     shown = {ROOT / "recipes" / name / "README.md": {"results": block} for name, block in recipes.items()}
     gpu = {"gpu": "\n".join(map(gpu_table, gpu_results()))} if gpu_results() else {}
     cpu = "\n".join(speed_table(path, CPU_NOTE) for path in sorted(RESULTS.glob("cpu-*.csv")))
-    kernels = {**gpu, **({"cpu": cpu} if cpu else {})}
+    ddp = "\n".join(map(ddp_table, sorted(RESULTS.glob("ddp-*.csv"))))
+    kernels = {**gpu, **({"cpu": cpu} if cpu else {}), **({"ddp": ddp} if ddp else {})}
     return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": kernels, **shown}
 
 
@@ -61,6 +62,19 @@ def table(path: Path) -> str:
     seeds = len({row["seed"] for row in rows})
     setting = sorted({f"{row['machine']}, Python {row['python']}, torch {row['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds; {'; '.join(setting)}.", ""])
+
+
+def ddp_table(path: Path) -> str:
+    """Return the epochs over several GPUs in Markdown, a line a model and number of GPUs."""
+    rows = read_csv(path)
+    head = ["model", "GPUs", "float epoch, s", "QAT epoch, s", "QAT faster than float", "QAT efficiency"]
+    lines = [_line(head), _line(["---", *["--:"] * 5])]
+    cells = {(row["model"], row["gpus"], row["stage"]): row for row in rows}
+    for model, gpus in dict.fromkeys((row["model"], row["gpus"]) for row in rows):
+        of_float, of_qat = (cells[model, gpus, stage] for stage in ("float", "qat"))
+        shown = [of_float["epoch_s"], of_qat["epoch_s"], of_qat["times_float"], of_qat["efficiency"]]
+        lines.append(_line([model, gpus, *(f"{float(value):.2f}" for value in shown)]))
+    return "\n".join([*lines, "", f"Efficiency: an epoch's time on one GPU over that on as many. {path.stem}.", ""])
 
 
 def _groups(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
