@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def table(folder: Path, stdout: str) -> list[str]:
     """The sweep's table; Ray prints what its workers said at any time, their name in front."""
     lines = [line for line in stdout.splitlines() if "(_run_job pid=" not in line]
     start = lines.index(f"{folder}/results.csv: 2 jobs")
-    return lines[start + 1 : start + 14]
+    return list(takewhile(lambda line: "└" not in line, lines[start + 1 :]))
 
 
 @pytest.fixture(scope="module")

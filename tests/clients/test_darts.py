@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import qgru
@@ -77,3 +78,16 @@ def test_whole_lifecycle_save_and_load(name: str, tmp_path: Path) -> None:
     for other in loaded:
         assert_same_layers(model.model, other.model)
         assert np.array_equal(other.predict(4, SERIES).values(), forecast)
+
+
+def test_its_own_export_writes_the_quantized_model(tmp_path: Path) -> None:
+    model = fitted("BlockRNNModel", tmp_path)
+    quantized = model.predict(3).values()
+    for gru in qgru.quantized_layers(model.model).values():
+        gru.export_mode = True
+    model.to_onnx(str(tmp_path / "model.onnx"))
+    x = SERIES.values()[-8:].reshape(1, 8, 1).astype("float32")
+    (exported,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"past_target": x})
+    for gru in qgru.quantized_layers(model.model).values():
+        gru.export_mode = gru.use_quantization = False
+    assert np.abs(exported.reshape(3, 1) - quantized).max() < 1e-6 < np.abs(model.predict(3).values() - quantized).max()
