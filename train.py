@@ -18,8 +18,11 @@ def nodes(group: DictConfig | None) -> list[Any]:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
-    """Run one job; return the recipe's ``optimized_metric`` of the last stage, for Hydra's sweepers."""
+def main(cfg: DictConfig) -> float | list[float]:
+    """Run one job; return the recipe's ``optimized_metric`` of the last stage, for Hydra's sweepers.
+
+    A list of names gives a list of values; ``weight_bytes`` is one of the names.
+    """
     if isinstance(cfg.get("quant"), str):
         raise ValueError(
             f"quant is the plain string {cfg.quant!r}; expected a preset's settings. Write +quant={cfg.quant} on the "
@@ -31,7 +34,9 @@ def main(cfg: DictConfig) -> float:
     trainer = instantiate(cfg.trainer, callbacks=nodes(cfg.callbacks), logger=nodes(cfg.logger))
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     rows = compare(trainer, model, datamodule, trainer.default_root_dir)
-    return next(row.value for row in reversed(rows) if row.metric == cfg.optimized_metric)
+    values = {"weight_bytes": rows[-1].weight_bytes} | {row.metric: row.value for row in rows}
+    names = cfg.optimized_metric
+    return values[names] if isinstance(names, str) else [values[name] for name in names]
 
 
 if __name__ == "__main__":

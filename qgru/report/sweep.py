@@ -13,14 +13,17 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_csv
+from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_csv, write_rows
 
 log = logging.getLogger(__name__)
 
 
+_RESULTS = "results.csv"
+
+
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep: its folder's name, what was overridden, and its rows (none: it failed)."""
+    """One job of a sweep that has ended: its folder's name, what was overridden, and its rows (none: it failed)."""
 
     name: str
     overrides: dict[str, str]
@@ -30,7 +33,9 @@ class Job:
 class SweepReport(Callback):
     """Hydra callback: gathers the jobs' ``results.csv`` into the sweep's folder, and prints their table at the end.
 
-    The file is written anew after every job, so that it is there as well where Hydra stops at a failed one.
+    The file is written anew after every job, so that it is there as well where Hydra stops at a failed one. Jobs may
+    run side by side, in processes or on machines that share the folder. A job's own ``results.csv`` says that it has
+    ended; that of a failed one has no rows.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -39,45 +44,66 @@ class SweepReport(Callback):
             return
         if job_return.status == JobStatus.FAILED:
             log.error("job %s failed: %s", config.hydra.job.num, " ".join(config.hydra.overrides.task))
-        _write(read_jobs(config.hydra.sweep.dir), config.hydra.sweep.dir)
+            _end(Path(config.hydra.runtime.output_dir))
+        _gather(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather all jobs and print the table."""
         folder = Path(config.hydra.sweep.dir)
-        jobs = read_jobs(folder)
-        _write(jobs, folder)
+        for job_folder in _job_folders(folder):
+            _end(job_folder)
+        jobs = _gather(folder)
         varied = [key for key in _keys(jobs) if len({job.overrides.get(key) for job in jobs}) > 1]
         keys = [key for key in varied if key != "seed"]
         groups: dict[tuple[str, ...], list[Row]] = {}
         for job in jobs:
             groups.setdefault(tuple(job.overrides.get(key, "") for key in keys), []).extend(job.rows)
-        print_rows(f"{folder / 'results.csv'}: {len(jobs)} jobs", keys, groups)
+        columns = [key.removesuffix(".bitwidth") for key in keys]
+        print_rows(f"{folder / _RESULTS}: {len(jobs)} jobs", columns, groups)
         for job in jobs:
             if not job.rows:
-                log.error("job %s wrote no results.csv: %s", job.name, job.overrides)
+                log.error("job %s has no results: %s", job.name, job.overrides)
 
 
 def read_jobs(folder: str | Path) -> list[Job]:
-    """Read every job of a sweep's folder, in the order of their numbers."""
-    folders = [path.parent.parent for path in Path(folder).glob("**/.hydra/overrides.yaml")]
-    return [_read_job(path, path.relative_to(folder)) for path in sorted(folders, key=_by_number)]
+    """Read every job of a sweep's folder that has ended, in the order of their numbers."""
+    ended = [path for path in _job_folders(Path(folder)) if (path / _RESULTS).exists()]
+    return [_read_job(path, path.relative_to(folder)) for path in ended]
+
+
+def _job_folders(folder: Path) -> list[Path]:
+    return sorted((path.parent.parent for path in folder.glob("**/.hydra/overrides.yaml")), key=_by_number)
 
 
 def _read_job(folder: Path, name: Path) -> Job:
     pairs = [str(item).lstrip("+~").partition("=") for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
     overrides = {key: value for key, _, value in pairs}
     overrides.setdefault("seed", str(OmegaConf.load(folder / ".hydra" / "config.yaml").get("seed", "")))
-    results = folder / "results.csv"
-    return Job(str(name), overrides, read_rows(results) if results.exists() else [])
+    return Job(str(name), overrides, read_rows(folder / _RESULTS))
 
 
-def _write(jobs: Sequence[Job], folder: str | Path) -> None:
+def _end(folder: Path) -> None:
+    """Mark a job that has ended without results as failed."""
+    if not (folder / _RESULTS).exists():
+        write_rows([], folder / _RESULTS)
+
+
+def _gather(folder: Path) -> list[Job]:
+    """Write the sweep's file, again until no job has ended meanwhile: what another process wrote may be newer."""
+    written, jobs = None, read_jobs(folder)
+    while repr(jobs) != written:  # as text, for NaN differs from itself
+        _write(jobs, folder)
+        written, jobs = repr(jobs), read_jobs(folder)
+    return jobs
+
+
+def _write(jobs: Sequence[Job], folder: Path) -> None:
     lines = [
         {"job": job.name, **job.overrides, **(asdict(row) if row else {"stage": "failed"})}
         for job in jobs
         for row in job.rows or [None]
     ]
-    write_csv(lines, ["job", *_keys(jobs), *FIELDS], Path(folder) / "results.csv")
+    write_csv(lines, ["job", *_keys(jobs), *FIELDS], folder / _RESULTS)
 
 
 def _keys(jobs: Sequence[Job]) -> list[str]:

@@ -87,10 +87,11 @@ def print_rows(title: str, keys: Sequence[str], groups: dict[tuple[str, ...], Se
     """
     metrics = list(dict.fromkeys(row.metric for rows in groups.values() for row in rows))
     table = Table()
-    for key in (*keys, "stage"):
+    for key in keys:
         table.add_column(key.removeprefix("quant.operator_config."), overflow="fold")
-    for name in (*(metric.removeprefix("test/") for metric in metrics), "weight bytes", "differing integers"):
-        table.add_column(name, justify="right")
+    table.add_column("stage", no_wrap=True)
+    for name in (*(metric.removeprefix("test/") for metric in metrics), "weight\nbytes", "differing\nintegers"):
+        table.add_column(name, justify="right", no_wrap=True)  # where it is narrow, no number is cut
     for cells, rows in groups.items():
         for stage in dict.fromkeys(row.stage for row in rows):
             table.add_row(*cells, stage, *_numbers([row for row in rows if row.stage == stage], metrics))

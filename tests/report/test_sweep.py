@@ -1,5 +1,6 @@
 import csv
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+import qgru.report.sweep as sweep_module
 from qgru.report import Row, SweepReport, write_rows
 from qgru.report.sweep import read_jobs
 
@@ -35,6 +37,7 @@ def sweep(tmp_path) -> SimpleNamespace:
                 "mode": RunMode.MULTIRUN,
                 "sweep": {"dir": str(tmp_path)},
                 "job": {"num": 11},
+                "runtime": {"output_dir": str(tmp_path / "11")},
                 "overrides": {"task": ["seed=6"]},
             }
         }
@@ -48,6 +51,7 @@ def lines(folder: Path) -> list[dict[str, str]]:
 
 
 def test_jobs_come_in_numeric_order(sweep):
+    SweepReport().on_multirun_end(sweep.config)
     assert [found.name for found in read_jobs(sweep.folder)] == [str(number) for number in range(12)]
 
 
@@ -86,6 +90,30 @@ def test_a_failed_job_leaves_the_file_up_to_date_and_an_error(sweep, caplog):
         SweepReport().on_job_end(sweep.config, JobReturn(status=JobStatus.FAILED))
     assert "job 11 failed: seed=6" in caplog.text
     assert len(lines(sweep.folder)) == 23
+
+
+def test_a_job_that_still_runs_is_not_failed_and_not_read(sweep):
+    """Launchers run jobs side by side; Hydra writes a job's settings just before it starts."""
+    (sweep.folder / "11" / ".hydra" / "overrides.yaml").write_text("- +quant=int8\n- 'seed")
+    SweepReport().on_job_end(sweep.config, JobReturn(status=JobStatus.COMPLETED))
+    assert {row["job"] for row in lines(sweep.folder)} == {str(number) for number in range(11)}
+
+
+def test_a_job_that_ends_while_another_writes_the_file_is_in_it(sweep, monkeypatch):
+    """As in two processes: the one that has read too early writes last."""
+    write, written = sweep_module.write_csv, []
+
+    def write_late(rows, columns, path):
+        written.append(path)
+        if len(written) == 1:
+            shutil.rmtree(sweep.folder / "11")
+            job(sweep.folder / "11", ["+quant=int8", f"{BITS}=8", "seed=6"], {"float": float("nan")})
+            SweepReport().on_job_end(sweep.config, JobReturn(status=JobStatus.COMPLETED))
+        write(rows, columns, path)
+
+    monkeypatch.setattr(sweep_module, "write_csv", write_late)
+    SweepReport().on_job_end(sweep.config, JobReturn(status=JobStatus.COMPLETED))
+    assert [row["value"] for row in lines(sweep.folder) if row["job"] == "11"] == ["nan"]
 
 
 def test_a_single_run_is_no_sweep(sweep):

@@ -35,3 +35,11 @@ def test_the_table_has_a_line_a_stage_and_the_worst_count(capsys):
     assert ["int8", "float", "0.3", "1,320"] in lines
     assert ["int8", "onnx", "0.8", "±", "0.14", "384", "3"] in lines
     assert ["w4a8", "float", "2", "1,320"] in lines
+
+
+def test_numbers_are_whole_beside_many_columns(capsys):
+    """A search over many widths, on a terminal of 80 columns."""
+    keys = [f"quant.operator_config.gate.{name}" for name in ("z_out", "r_out", "g_out", "g_pre", "z_pre", "r_pre")]
+    print_rows("title", keys, {tuple("8" * len(keys)): [Row("onnx", "test/nrmse", 0.01157634, 13_572, 0)]})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "onnx" in line]
+    assert line.replace("│", " ").split() == [*("8" * len(keys)), "onnx", "0.01158", "13,572", "0"]

@@ -1,0 +1,1 @@
+"""Hydra configuration, installed as part of `qgru.conf`."""
