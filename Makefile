@@ -13,12 +13,12 @@ help:  ## Show these lines
 
 install: $(VENV)/installed  ## Make the environment in .venv
 
-# uv installs in a fraction of pip's time, and takes what pip finds on this machine's disk from there too
+# uv installs in a fraction of pip's time; it is told to trust whom the system trusts, and to look where pip looks
 $(VENV)/installed: setup.py pyproject.toml constraints.txt $(wildcard qgru/ops/cpu/*.cpp qgru/ops/cpu/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[onnx,recipes,test]'
+		UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[onnx,recipes,test]'
 	touch $@
 
 train: install  ## Train, calibrate, train quantized, export, compare (ARGS='recipe=mackey_glass +quant=int8')
