@@ -18,7 +18,8 @@ $(VENV)/installed: setup.py pyproject.toml constraints.txt $(wildcard qgru/ops/c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" \
-		UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[onnx,recipes,test]'
+		UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+		--reinstall-package qgru -e '.[onnx,recipes,test]'
 	touch $@
 
 train: install  ## Train, calibrate, train quantized, export, compare (ARGS='recipe=mackey_glass +quant=int8')
