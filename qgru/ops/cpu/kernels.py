@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from qgru.torch_private import C
+
 
 class Grid(Structure):
     """Mantissas ``lo .. hi``, each worth ``2**-exponent``."""
@@ -77,7 +79,8 @@ class Kernels:
         file: the library.
 
     Raises:
-        OSError: where it can't be loaded, or torch's can't.
+        OSError: where it can't be loaded.
+        AttributeError: where torch has no `torch_parallel_for`, which 2.10 and later have.
         ImportError: where it was built from other sources than these.
     """
 
@@ -91,7 +94,7 @@ class Kernels:
         self._forward, self._backward = library.qgru_forward, library.qgru_backward
         self._forward.argtypes, self._forward.restype = (POINTER(Forward), c_int64, c_bool), c_char_p
         self._backward.argtypes, self._backward.restype = (POINTER(Backward), c_int64), c_char_p
-        parallel_for = _torch_library().torch_parallel_for
+        parallel_for = ctypes.CDLL(C.__file__).torch_parallel_for
         self._parallel_for = ctypes.cast(parallel_for, c_void_p).value
 
     @cached_property
@@ -103,7 +106,7 @@ class Kernels:
         """Run a direction of a layer.
 
         Args:
-            call: all but `parallel_for` and `parts` filled in, with the addresses of tensors that are kept alive.
+            call: all but `parallel_for` filled in, with the addresses of tensors that the caller keeps.
             path: one of those that this machine runs.
             exact: in int64, on float64 reals.
 
@@ -126,9 +129,3 @@ class Kernels:
 def parts_of(batch: int) -> int:
     """Return into how many parts a batch is cut: one for each of torch's threads."""
     return min(torch.get_num_threads(), batch)
-
-
-def _torch_library() -> ctypes.CDLL:
-    """Return the library that holds torch's stable C ABI; it is loaded already."""
-    folder = Path(torch.__file__).with_name("lib")
-    return ctypes.CDLL(str(next(folder.glob("libtorch_cpu.*"), folder / "libtorch_cpu.so")))
