@@ -1,59 +1,72 @@
-"""Packaging of qgru. `conf/` stays at the top of the repository and is installed as `qgru.conf`."""
+"""Packaging of qgru. `conf/` stays at the top of the repository and is installed as `qgru.conf`.
+
+The recipes are a checkout's, as train.py is: their code is not installed, and so neither is `conf/recipe`.
+"""
 
 import os
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CPU = "qgru/ops/cpu"
-TORCH_ABI = "0x020a000000000000"  # 2.10, and PYTHON_ABI is 3.10: the oldest that the binary serves
-PYTHON_ABI = "0x030a0000"
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-g0"]
+FLAGS = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+QUIET = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-g0"]  # GCC warns of its own AVX-512 header
+
+
+class BuildKernels(build_ext):
+    """A shared library of C functions: no Python is part of its name, or has to be able to import it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', os.sep)}.so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return ext.export_symbols
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python of a platform; without kernels, for every platform too."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        has_kernels = any(Path(self.bdist_dir).rglob("_kernels.so"))
+        return "py3", "none", super().get_tag()[2] if has_kernels else "any"
 
 
 def config_packages() -> dict[str, str]:
     """Map every folder of `conf/` to the package it is installed as."""
     folders = [path.parent for path in (ROOT / "conf").rglob("__init__.py")]
     relative = sorted(folder.relative_to(ROOT) for folder in folders)
-    return {".".join(("qgru", *folder.parts)): str(folder) for folder in relative}
+    return {".".join(("qgru", *folder.parts)): str(folder) for folder in relative if folder.name != "recipe"}
 
 
-def extensions() -> list[Extension]:
-    """Return the CPU kernels, where torch is there to build against; without a compiler they are left out as well."""
-    try:
-        from torch.utils.cpp_extension import include_paths, library_paths
-    except ImportError:
-        return []
+def kernels() -> Extension:
+    """Return the CPU kernels, which need a C++20 compiler alone; where there is none they are left out."""
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if "QGRU_SANITIZE" in os.environ else []
-    kernels = Extension(
+    return Extension(
         "qgru.ops.cpu._kernels",
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / CPU).glob("*.cpp")),
-        include_dirs=include_paths(),
-        library_dirs=library_paths(),
-        libraries=["torch_cpu"],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_ABI), ("Py_LIMITED_API", PYTHON_ABI)],
-        extra_compile_args=[*FLAGS, *sanitize],
+        extra_compile_args=[*FLAGS, *QUIET, *sanitize],
         extra_link_args=sanitize,
         depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / CPU).glob("*.h")),
-        py_limited_api=True,
+        language="c++",
         optional=True,
     )
-    return [kernels]
 
 
 CONF = config_packages()
-RECIPES = find_packages(include=["recipes", "recipes.*"])
 SOURCES = {
+    "qgru": ["py.typed"],
     "qgru.ops.cuda": ["kernels/*.cu", "kernels/*.cuh"],
     "qgru.ops.cpu": ["*.h", "*.cpp"],
     "qgru.calibration": ["kernels/*.cu"],
 }
 
 setup(
-    packages=["hydra_plugins.qgru", *find_packages(include=["qgru", "qgru.*"]), *CONF, *RECIPES],
+    packages=["hydra_plugins.qgru", *find_packages(include=["qgru", "qgru.*"]), *CONF],
     package_dir={"qgru": "qgru", "hydra_plugins.qgru": "qgru/hydra", **CONF},
     package_data={**SOURCES, **{name: ["*.yaml"] for name in CONF}},
-    ext_modules=extensions(),
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[kernels()],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

@@ -65,6 +65,7 @@ SYMBOLS: Mapping[str, Symbol] = MappingProxyType(
         for symbol in (
             Symbol("torch._C", "_len_torch_dispatch_stack", "qgru.ops", "see that a mode or a tracer listens"),
             Symbol("torch._C", "_cuda_getCurrentRawStream", "qgru.ops.cuda", "find the current stream fast"),
+            Symbol("torch", "_C", "qgru.ops.cpu.kernels", "find the functions of the stable C ABI"),
             Symbol("torch", "_foreach_norm", "qgru.ops", "find NaN in all parameters with one launch"),
             Symbol("torch", "_VF.gru", "qgru.calibration.inner", "run the float GRU on packed rows"),
             Symbol("torch._dynamo", "OptimizedModule", "qgru.stages.exporting", "know what torch.compile made"),

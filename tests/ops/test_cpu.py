@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qgru import QuantGRU
 from qgru.ops import backends
-from qgru.ops.cpu import backend
+from qgru.ops.cpu import backend, kernels
 from qgru.ops.plan import FLOAT, plan_of
 from tests.calibrated import calibrated
 from tests.ops.serving import serving
@@ -114,6 +114,42 @@ def test_threads_change_no_integer(way: None) -> None:
         assert torch.equal(gru(x)[0], output)
     finally:
         torch.set_num_threads(1)
+
+
+@needs_kernels
+def test_weights_that_are_stored_transposed_get_the_same_gradients(way: None) -> None:
+    gru, x = calibrated(9, 5, "int8"), torch.randn(4, 3, 5)
+    gradients = []
+    for _ in range(2):
+        gru.zero_grad()
+        gru(x)[0].sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in gru.parameters()])
+        for weight in (gru.weight_ih_l0, gru.weight_hh_l0):
+            weight.data = weight.data.t().contiguous().t()
+    assert all(map(torch.equal, *gradients))
+
+
+@needs_kernels
+def test_memory_that_runs_out_is_an_error(way: None) -> None:
+    call = kernels.Backward(time=1, batch=1, hidden=2**22, parts=1)  # R alone takes 192 TiB
+    with pytest.raises(RuntimeError, match="the cpu kernels: out of memory"):
+        backend._kernels.backward(call, backend.path())
+
+
+@needs_kernels
+def test_a_library_of_other_sources_is_not_called() -> None:
+    with mock.patch.object(kernels, "Forward", kernels.Backward):
+        assert backend._loaded() == (None, f"{backend.LIBRARY} was built from other sources")
+
+
+def test_a_library_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    broken = tmp_path / "_kernels.so"
+    broken.write_text("no library")
+    with mock.patch.object(backend, "LIBRARY", broken):
+        found, problem = backend._loaded()
+    assert found is None and str(broken) in problem
+    with mock.patch.multiple(backend, _kernels=None, _problem=problem):
+        assert backend.Cpu().describe() == f"they can't be loaded: {problem}"
 
 
 @needs_kernels

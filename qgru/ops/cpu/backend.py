@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qgru.ops.backends import Backend
 from qgru.ops.call import LayerCall, LayerShape
+from qgru.ops.cpu import kernels
 from qgru.ops.cpu.backward import Backward
 from qgru.ops.domain import outside_domain
 from qgru.ops.plan import FLOAT, FUNCTIONS, TABLE_BITS, Plan
@@ -19,14 +21,23 @@ from qgru.ops.reference import activation_table, tables
 from qgru.schema import ACTIVATIONS, WEIGHTS
 from qgru.torch_private import any_nan
 
-try:
-    from qgru.ops.cpu import _kernels  # noqa: F401  (registers the ops)
-except ImportError:
-    _kernels = None
-
+LIBRARY = Path(__file__).with_name("_kernels.so")
 PATHS = ("plain", "avx2", "avx512")
 FACTORS = 5
 _FLOAT_BITS = 24
+
+
+def _loaded() -> tuple[kernels.Kernels | None, str | None]:
+    """Return the kernels, or None and what went wrong where they were built."""
+    if not LIBRARY.exists():
+        return None, None
+    try:
+        return kernels.Kernels(LIBRARY), None
+    except (OSError, ImportError, AttributeError) as error:
+        return None, str(error)
+
+
+_kernels, _problem = _loaded()
 
 
 @cache
@@ -45,7 +56,7 @@ def path() -> int:
 
 def paths() -> tuple[str, ...]:
     """Return the paths that this machine has; the kernels must have been built."""
-    return PATHS[: torch.ops.qgru_cpu.paths()]
+    return PATHS[: _kernels.paths]
 
 
 class Cpu(Backend):
@@ -54,10 +65,15 @@ class Cpu(Backend):
     name = "cpu"
 
     def why_unavailable(self) -> str | None:
-        """Say so where the extension was not built."""
+        """Say so where no compiler was there to build the kernels, or what they are can't be loaded."""
         if _kernels is not None:
             return None
-        return "they were not built; with torch and a C++ compiler in place, pip install --no-build-isolation qgru"
+        if _problem is not None:
+            return f"they can't be loaded: {_problem}"
+        return (
+            "they were not built, for there was no C++20 compiler when qgru was installed; with one in place, "
+            "pip install --force-reinstall --no-deps --no-cache-dir qgru"
+        )
 
     def describe(self) -> str:
         """Name the path in use."""
@@ -101,19 +117,16 @@ class Cpu(Backend):
         start = feed.new_zeros(directions, batch, hidden) if call.h0 is None else call.h0.to(dtype).contiguous()
         states, last = feed.new_empty(time, batch, directions * hidden), torch.empty_like(start)
         lost = torch.empty(time, batch, dtype=torch.uint8)
-        none = torch.empty(0, dtype=torch.uint8)
-        workspace, kept = none, none
-        views = [(none, none)] * directions
+        workspace, kept, views = torch.empty(0, dtype=torch.uint8), None, None
         if call.gradient:
             size = self.workspace_bytes(call.shape, call.plans, call.gradient)
             workspace = torch.empty(size, dtype=torch.uint8)
             kept, views = _views(workspace, (time, batch, hidden), directions)
-        valid = none if call.active is None else call.active.contiguous().view(torch.uint8)
+        feeds = _Feeds(feed, None if call.active is None else call.active.contiguous(), states, lost)
         for d, plan in enumerate(call.plans):
             own = [parameter.to(dtype).contiguous() for parameter in call.of_direction(d)]
-            outputs = [states, last[d], lost, *views[d]]
-            arguments = (feed, start[d], own, call.exponents[d], valid, _constants(plan), outputs)
-            torch.ops.qgru_cpu.forward(*arguments, d * hidden, d > 0, not is_fast, path())
+            of_direction = _Direction(d, own, call.exponents[d], start[d], last[d], None if views is None else views[d])
+            _run(_constants(plan), feeds, of_direction, not is_fast)
         states, last = states.to(out), last.to(out)
         diverged = any_nan(call.parameters) if call.diverged is None else call.diverged
         has_nan = _spread_nan(states, last, lost, start, diverged)
@@ -136,7 +149,7 @@ class Cpu(Backend):
         feed = x.float().contiguous()
         for d, plan in enumerate(call.plans):
             own = call.of_direction(d)
-            of_direction = Backward(plan, own, call.exponents[d], d, path())
+            of_direction = Backward(plan, own, call.exponents[d], d, _kernels, path())
             start = None if h0 is None else h0[d].float()
             of_last = None if d_last is None else d_last[d].float().contiguous()
             dx_d, dh_d, gradients = of_direction.run(of_states, of_last, feed, start, states, views[d], needs_x)
@@ -147,23 +160,67 @@ class Cpu(Backend):
         return d_x, x.new_empty(0) if h0 is None else torch.stack(dh).to(h0.dtype), d_parameters
 
 
+class _Constants(NamedTuple):
+    """What a plan fixes of every call, and the tables that it points to: mantissas, numbers, derivatives."""
+
+    call: kernels.Forward
+    tables: tuple[Tensor, ...]
+
+
 @lru_cache(maxsize=256)
-def _constants(plan: Plan) -> list[Tensor]:
-    """Return the ranges and exponents of the grids, and the tables of r, z, g: mantissas, numbers, derivatives."""
-    numbers: list[int] = []
-    for name in ACTIVATIONS:
-        numbers += (*plan.range(name), plan.exponent(name))
-    for name in WEIGHTS:
-        numbers += plan.range(name)
-    integers, values, slopes = [], [], []
+def _constants(plan: Plan) -> _Constants:
+    call = kernels.Forward()
+    for grid, name in zip(call.on, ACTIVATIONS, strict=True):
+        (grid.lo, grid.hi), grid.exponent = plan.range(name), plan.exponent(name)
+    for grid, name in zip(call.weights, WEIGHTS, strict=True):
+        grid.lo, grid.hi = plan.range(name)
+    kept: list[Tensor] = []
     with torch.inference_mode(False), torch.no_grad():
-        for gate, function in FUNCTIONS.items():
+        for i, (gate, function) in enumerate(FUNCTIONS.items()):
             pre, out = plan.grids[f"{gate}_pre"], plan.grids[f"{gate}_out"]
-            integers.append(activation_table(function, pre, out) - out.zero_point)
+            integers = activation_table(function, pre, out) - out.zero_point
             value, slope = tables(function, pre, out, torch.device("cpu"))
-            values.append(value.float())
-            slopes.append(slope.float())
-        return [torch.tensor(numbers), torch.cat(integers), torch.cat(values), torch.cat(slopes)]
+            of_gate = [integers.contiguous(), value.float().contiguous(), slope.float().contiguous()]
+            call.integers[i], call.values[i], call.slopes[i] = (table.data_ptr() for table in of_gate)
+            kept += of_gate
+    return _Constants(call, tuple(kept))
+
+
+class _Feeds(NamedTuple):
+    """A call's tensors that all directions share."""
+
+    x: Tensor
+    active: Tensor | None
+    states: Tensor
+    lost: Tensor
+
+
+class _Direction(NamedTuple):
+    """A call's tensors of one direction."""
+
+    index: int
+    parameters: Sequence[Tensor]
+    exponents: Tensor
+    h0: Tensor
+    last: Tensor
+    kept: tuple[Tensor, Tensor] | None
+
+
+def _run(constants: _Constants, feeds: _Feeds, own: _Direction, exact: bool) -> None:
+    """Run one direction; `own.last`, `feeds.states` and what is kept are filled in."""
+    call = kernels.Forward.from_buffer_copy(constants.call)
+    call.time, call.batch, call.input = feeds.x.shape
+    call.hidden = hidden = own.h0.shape[1]
+    call.reverse, call.parts = own.index > 0, kernels.parts_of(call.batch)
+    call.exponents, call.x, call.h0 = own.exponents.data_ptr(), feeds.x.data_ptr(), own.h0.data_ptr()
+    call.parameters[:] = [parameter.data_ptr() for parameter in own.parameters]
+    call.active = None if feeds.active is None else feeds.active.data_ptr()
+    states = feeds.states
+    call.states, call.row = states.data_ptr() + own.index * hidden * states.element_size(), states.shape[2]
+    call.last, call.lost = own.last.data_ptr(), feeds.lost.data_ptr()
+    if own.kept is not None:
+        call.factors, call.passed = (kept.data_ptr() for kept in own.kept)
+    _kernels.forward(call, path(), exact)
 
 
 def _is_fast(call: LayerCall) -> bool:

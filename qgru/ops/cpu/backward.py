@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qgru.ops.cpu import kernels
 from qgru.ops.plan import Plan
 from qgru.schema import WEIGHTS
 
@@ -33,14 +34,23 @@ class Backward:
         parameters: weight_ih, weight_hh, bias_ih, bias_hh.
         exponents: (4, 3 * hidden) int32, of the four weight operators.
         direction: 0 or 1, which walks from the last time step to the first.
-        path: of the kernels, an index.
+        own: the kernels.
+        path: of theirs, an index.
     """
 
-    def __init__(self, plan: Plan, parameters: Sequence[Tensor], exponents: Tensor, direction: int, path: int) -> None:
-        self.plan, self.direction, self.path = plan, direction, path
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Sequence[Tensor],
+        exponents: Tensor,
+        direction: int,
+        own: kernels.Kernels,
+        path: int,
+    ) -> None:
+        self.plan, self.direction, self.kernels, self.path = plan, direction, own, path
         steps = torch.exp2(exponents.double()).float()
         self.quantized = [
-            on_grid(p.float(), s.view(-1, *[1] * (p.dim() - 1)), plan.range(name))
+            on_grid(p.float().contiguous(), s.view(-1, *[1] * (p.dim() - 1)), plan.range(name))
             for p, s, name in zip(parameters, steps, WEIGHTS, strict=True)
         ]
 
@@ -83,12 +93,15 @@ class Backward:
         hidden, batch = R.shape[1], shape[1]
         dWx, dRh = R.new_empty(*shape, 3 * hidden), R.new_empty(*shape, 3 * hidden)
         dh = R.new_empty(batch, hidden)
-        biases = torch.zeros(torch.ops.qgru_cpu.parts(batch), 4, hidden, dtype=torch.float64)
-        none = R.new_empty(0)
-        given = [none if d is None else d for d in (d_states, d_last)]
-        outputs = [dWx, dRh, dh, biases]
-        column = self.direction * hidden
-        torch.ops.qgru_cpu.backward(*given, R, *kept, outputs, column, self.direction > 0, self.path)
+        biases = torch.zeros(kernels.parts_of(batch), 4, hidden, dtype=torch.float64)
+        call = kernels.Backward(*shape, hidden, self.direction > 0, len(biases))
+        if d_states is not None:
+            column = self.direction * hidden * d_states.element_size()
+            call.d_states, call.row = d_states.data_ptr() + column, d_states.shape[2]
+        call.d_last = None if d_last is None else d_last.data_ptr()
+        call.R, call.factors, call.passed = R.data_ptr(), kept[0].data_ptr(), kept[1].data_ptr()
+        call.dWx, call.dRh, call.dh, call.biases = (out.data_ptr() for out in (dWx, dRh, dh, biases))
+        self.kernels.backward(call, self.path)
         return dWx, dRh, dh, biases
 
     def _recurrent(self, dRh: Tensor, dh: Tensor, h0: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor | None]:

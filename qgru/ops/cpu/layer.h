@@ -15,13 +15,18 @@ namespace qgru {
 // Runs a function on [0, parts), the parts in parallel.
 using ParallelFor = std::function<void(int64_t parts, const std::function<void(int64_t)>&)>;
 
+// `torch_parallel_for` of torch's stable C ABI: its own threads, so that none fight over the cores. 0 is success.
+using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
+                                     void (*range)(int64_t begin, int64_t end, void* context), void* context);
+
 constexpr int FACTORS = 5;  // what the forward pass keeps of each unit and step, see `Factor`
 
 // With dh the gradient of a new state: dz_pre = Z dh, dg_pre = G dh, dr_pre = R dg_pre, dc = C dg_pre; the old state
 // gets H dh directly. Clamped quantizers have put zeros here.
 enum Factor { FACTOR_H, FACTOR_Z, FACTOR_G, FACTOR_R, FACTOR_C };
 
-// One layer and direction. Arrays are contiguous; `Real` is float for `fast` and double for `exact`.
+// One layer and direction, as kernels.py fills it in. Arrays are contiguous; reals are float for `fast` and double for
+// `exact`.
 struct Forward {
   int64_t time, batch, input, hidden;
   bool reverse;
@@ -41,8 +46,10 @@ struct Forward {
   float* factors;               // (time, batch, FACTORS, hidden), or null at inference
   uint8_t* passed;              // (time, batch, hidden), or null: bits 0..2 for Wx, 3..5 for Rh: not clamped
   uint8_t* lost;                // (time, batch): set to 1 where x has a NaN, else 0
+  TorchParallelFor parallel_for;
 };
 
+// As kernels.py fills it in.
 struct Backward {
   int64_t time, batch, hidden;
   bool reverse;
@@ -56,6 +63,7 @@ struct Backward {
   float *dWx, *dRh;             // (time, batch, 3 * hidden)
   float* dh;                    // (batch, hidden), of the dequantized h0
   double* biases;               // (parts, 4, hidden): sums of dr_pre, dz_pre, dg_pre, dc
+  TorchParallelFor parallel_for;
 };
 
 struct Path {
