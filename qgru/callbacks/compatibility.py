@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from qgru.callbacks import lightning_private
+from qgru.callbacks.packages import MisconfigurationException, Trainer, classes
 from qgru.gru import QuantGRU
 
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import WeightAveraging
+
+_SHARDING = tuple(
+    strategy
+    for name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+    for strategy in classes(f"strategies.{name}")
+)
+_AVERAGING = classes("callbacks.WeightAveraging")
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -50,7 +57,7 @@ def check_averaging(trainer: Trainer) -> None:
 
 def averaging_callbacks(trainer: Trainer) -> list[WeightAveraging]:
     """Return the trainer's weight averaging callbacks."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    return [callback for callback in trainer.callbacks if isinstance(callback, _AVERAGING)]
 
 
 def holds_float_gru(module: nn.Module) -> bool:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.folder import check_folder
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from qgru.convert import quantized_layers
 from qgru.stages import export
 from qgru.stages.exporting import check_formats, example_args

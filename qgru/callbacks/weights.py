@@ -6,19 +6,22 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.compatibility import averaging_callbacks
+from qgru.callbacks.packages import LightningModule, Trainer, classes, rank_zero_warn
 from qgru.convert import quantized_layers
 from qgru.stages.calibration import uncalibrated_layers
 from qgru.state import BUFFERS
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+_MODEL_CHECKPOINT = classes("callbacks.ModelCheckpoint")
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def _stand_in() -> type:
 def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """Return the first `ModelCheckpoint` that has a monitor and a best file."""
     for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None and checkpoint.best_model_path:
+        if isinstance(checkpoint, _MODEL_CHECKPOINT) and checkpoint.monitor is not None and checkpoint.best_model_path:
             return checkpoint
     return None
 
