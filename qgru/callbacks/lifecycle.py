@@ -7,10 +7,6 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
@@ -22,6 +18,14 @@ from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
 from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
+from qgru.callbacks.packages import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.weights import exported_weights, share_quantization_state
@@ -108,8 +112,7 @@ class QuantizationLifecycle(Callback):
         """
         if stage == "fit":
             check_strategy(trainer)
-            if is_overridden("configure_model", pl_module):
-                pl_module.configure_model()
+            pl_module.configure_model()
             check_averaging(trainer)
             if not self.config.disable_quantization and self.export_dir is not None:
                 check_folder(trainer, self.export_dir, pl_module)
