@@ -17,6 +17,7 @@ __all__ = [
     "PACKAGES",
     "Callback",
     "CombinedLoader",
+    "LightningDataModule",
     "LightningModule",
     "MisconfigurationException",
     "Trainer",
@@ -80,6 +81,8 @@ class MisconfigurationException(*classes("utilities.exceptions.MisconfigurationE
 CombinedLoader = classes("utilities.CombinedLoader")[0]  # it takes any loaders, whoever trains on them
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 else:
-    LightningModule, Trainer = Union[classes("LightningModule")], Union[classes("Trainer")]  # noqa: UP007
+    LightningDataModule = Union[classes("LightningDataModule")]  # noqa: UP007
+    LightningModule = Union[classes("LightningModule")]  # noqa: UP007
+    Trainer = Union[classes("Trainer")]  # noqa: UP007
