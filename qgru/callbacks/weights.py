@@ -115,7 +115,9 @@ def _load_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
     for callback in averaging_callbacks(trainer):
         average = lightning_private.averaged_model(callback)
         if average is not None:
-            pl_module.load_state_dict(average.state_dict())
+            own, state = pl_module.state_dict(), average.state_dict()
+            grids = {key: own[key] for key in state if key.rpartition(".")[2] in BUFFERS}
+            pl_module.load_state_dict({**state, **grids})  # a fit that ended in float has calibrated its own alone
             return f"the weights averaged by {type(callback).__name__}"
     return None
 
