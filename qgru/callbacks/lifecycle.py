@@ -13,7 +13,7 @@ from qgru.callbacks import random_state
 from qgru.callbacks.batches import rewind
 from qgru.callbacks.calibrate import Calibrate
 from qgru.callbacks.checkpoint_io import write_weights
-from qgru.callbacks.compatibility import check_averaging, check_strategy
+from qgru.callbacks.compatibility import averages_later, check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
 from qgru.callbacks.folder import check_folder
@@ -52,7 +52,8 @@ class QuantizationLifecycle(Callback):
     quantized checkpoint, so test the module itself. Learning rate schedules stay what they are.
 
     `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
-    quantized. Strategies that shard parameters are refused.
+    quantized. So does `StochasticWeightAveraging`, listed anywhere: what is exported are the weights that the fit ends
+    with. Strategies that shard parameters are refused.
 
     A checkpoint of any stage resumes to the same integers: grids are in the module's state dict, random states in the
     checkpoint. Modules that come calibrated are trained on with their grids. `Trainer(fast_dev_run=True)` runs every
@@ -171,10 +172,11 @@ class QuantizationLifecycle(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; calibrate before that where the fit ended in float."""
-        self._finish(trainer, pl_module)
+        if not averages_later(trainer, self):
+            self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish a fit that had no step left to train, as one resumed after its last epoch."""
+        """Finish a fit whose weights were averaged as training ended, or that had no step left to train."""
         if not self._is_finished:
             pl_module.to(trainer.strategy.root_device)
             self._finish(trainer, pl_module)
