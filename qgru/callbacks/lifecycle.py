@@ -26,6 +26,7 @@ from qgru.callbacks.packages import (
     rank_zero_info,
     rank_zero_warn,
 )
+from qgru.callbacks.pickling import PickledAsArguments
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.weights import exported_weights, share_quantization_state
@@ -37,7 +38,7 @@ from qgru.stages.passes import ForwardFn
 _STATE = "qgru_lifecycle"
 
 
-class QuantizationLifecycle(Callback):
+class QuantizationLifecycle(PickledAsArguments, Callback):
     """Takes a model that holds `nn.GRU` from float training to exported integers within one fit.
 
     Every `nn.GRU` is converted in place, in `setup`; until calibration it computes what it did. At the start of one
