@@ -16,6 +16,8 @@ from qgru.state import BUFFERS
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_OF_THE_CLI = ("_instantiator", "_class_path")  # LightningCLI puts them beside the constructor's arguments
+
 
 def loads_quantized(cls: type[Module]) -> type[Module]:
     """Have a class load its own quantized checkpoints, whoever loads them; a decorator, or a call on anybody's class.
@@ -82,7 +84,7 @@ def load_from_checkpoint(cls: Callable[..., Module], path: Any, weights_only: bo
 
 
 def _hyper_parameters(cls: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    saved = checkpoint.get("hyper_parameters", {})
+    saved = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key not in _OF_THE_CLI}
     accepted = inspect.signature(cls.__init__).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     return {key: value for key, value in saved.items() if takes_all or key in accepted}

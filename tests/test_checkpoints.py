@@ -110,6 +110,14 @@ def test_a_checkpoint_in_which_one_layer_stayed_in_float(tmp_path: Any) -> None:
     assert set(qgru.quantized_layers(qgru.load_from_checkpoint(Two, tmp_path / "one.ckpt"))) == {"student"}
 
 
+def test_what_lightnings_command_line_notes_is_no_argument(tmp_path: Any) -> None:
+    """Also where the constructor takes anything."""
+    notes = {"_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": "tests.stages.models.Model"}
+    checkpoint = {"state_dict": quantized(Model(6)).state_dict(), "hyper_parameters": {"hidden_size": 6, **notes}}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert qgru.load_from_checkpoint(Model, tmp_path / "last.ckpt").gru.hidden_size == 6
+
+
 def test_a_float_state_over_a_quantized_one_is_said() -> None:
     model = quantized()
     with pytest.warns(UserWarning, match="no quantization state for gru, which was calibrated: it computes in float"):
