@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
@@ -49,6 +50,26 @@ def _convert_as_in(module: nn.Module, state_dict: Mapping[str, Any], prefix: str
     for name, gru in module.named_modules(prefix=prefix.rstrip("."), remove_duplicate=False):
         if isinstance(gru, nn.GRU) and f"{name}.{BUFFERS[0]}".lstrip(".") in state_dict:
             convert(gru)
+
+
+def _warn_where_a_state_is_dropped() -> None:
+    """Have `nn.GRU` say so, which takes no quantization state: with ``strict=False`` nobody else would notice."""
+    inherited = nn.GRU._load_from_state_dict
+
+    @wraps(inherited)
+    def load(self: nn.GRU, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + BUFFERS[0] in state_dict and BUFFERS[0] not in self._buffers:
+            warnings.warn(
+                f"the quantization state of {prefix.rstrip('.') or 'the layer'} is dropped, for that is an nn.GRU and "
+                "computes in float; call qgru.loads_quantized(cls) once with the model's class, before loading",
+                stacklevel=2,
+            )
+        inherited(self, state_dict, prefix, *args, **kwargs)
+
+    nn.GRU._load_from_state_dict = load
+
+
+_warn_where_a_state_is_dropped()
 
 
 def rebuilt_lifecycle(arguments: Mapping[str, Any], cls: type | None = None) -> Any:

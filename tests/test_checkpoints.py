@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -123,6 +124,26 @@ def test_a_float_state_over_a_quantized_one_is_said() -> None:
     with pytest.warns(UserWarning, match="no quantization state for gru, which was calibrated: it computes in float"):
         model.load_state_dict(Model().state_dict())
     assert not model.gru.is_calibrated()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_quantized_state_that_is_dropped_is_said(strict: bool) -> None:
+    """Some libraries load with ``strict=False``, and a float model would be all that is seen of it."""
+    model = fresh()()
+    says = pytest.warns(UserWarning, match=r"the quantization state of gru is dropped.*qgru.loads_quantized\(cls\)")
+    fails = nullcontext() if not strict else pytest.raises(RuntimeError, match="Unexpected key.*gru.quant_flags")
+    with says, fails:
+        model.load_state_dict(quantized().state_dict(), strict=strict)
+    assert type(model.gru) is nn.GRU
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_where_nothing_is_dropped() -> None:
+    trained = quantized()
+    Model().load_state_dict(Model().state_dict())
+    Model().load_state_dict(qgru.float_state_dict(trained))
+    qgru.convert(Model()).load_state_dict(trained.state_dict())
+    qgru.loads_quantized(fresh())().load_state_dict(trained.state_dict())
 
 
 @pytest.mark.parametrize("inner", [True, False], ids=["whole model", "layer"])
