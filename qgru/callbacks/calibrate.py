@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from qgru.calibration import merge_ranks
 from qgru.callbacks.batches import training_batches
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info
 from qgru.callbacks.progress import track
 from qgru.stages import calibrate
 from qgru.stages.calibration import uncalibrated_layers
