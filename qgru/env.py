@@ -10,7 +10,7 @@ import torch
 
 from qgru.ops import backends, builtin  # noqa: F401  (registers the backends)
 
-PACKAGES = ("qgru", "torch", "lightning", "hydra-core", "onnx", "onnxruntime", "cuda-core")
+PACKAGES = ("qgru", "torch", "lightning", "pytorch-lightning", "hydra-core", "onnx", "onnxruntime", "cuda-core")
 
 
 def report() -> Iterator[tuple[str, str]]:
