@@ -21,6 +21,7 @@ from darts.models import BlockRNNModel, RNNModel  # noqa: E402
 from darts.models.forecasting.pl_forecasting_module import PLForecastingModule  # noqa: E402
 from darts.utils.data.torch_datasets.utils import ModuleStage  # noqa: E402
 from darts.utils.serialization import safe_globals  # noqa: E402
+
 from qgru.checkpoints import rebuilt_lifecycle  # noqa: E402
 
 pytestmark = pytest.mark.slow
