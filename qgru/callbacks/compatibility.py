@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -9,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from qgru.callbacks import lightning_private
+from qgru.exclusion import excluded
 from qgru.gru import QuantGRU
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -27,8 +30,12 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_averaging(trainer: Trainer) -> None:
+def check_averaging(trainer: Trainer, exclude: Sequence[str] = ()) -> None:
     """Refuse weight averaging that would average the integer state, or that holds a model without it.
+
+    Args:
+        trainer: whose callbacks are looked at.
+        exclude: names of the layers that stay in float; see `qgru.convert`.
 
     Raises:
         MisconfigurationException: naming the fix.
@@ -41,7 +48,7 @@ def check_averaging(trainer: Trainer) -> None:
                 f"expected {name}(use_buffers=False)"
             )
         copied = lightning_private.averaged_model(callback)
-        if copied is not None and holds_float_gru(copied):
+        if copied is not None and holds_float_gru(copied, exclude):
             raise MisconfigurationException(
                 f"{name} copied the model before its nn.GRU layers were converted; list the quantization callback "
                 f"before {name} in Trainer(callbacks=[...])"
@@ -53,6 +60,7 @@ def averaging_callbacks(trainer: Trainer) -> list[WeightAveraging]:
     return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
 
 
-def holds_float_gru(module: nn.Module) -> bool:
-    """Tell whether some `nn.GRU` in a module is not converted."""
-    return any(isinstance(child, nn.GRU) and not isinstance(child, QuantGRU) for child in module.modules())
+def holds_float_gru(module: nn.Module, exclude: Sequence[str] = ()) -> bool:
+    """Tell whether some `nn.GRU` in a module is not converted, though not excluded."""
+    floats = {child for child in module.modules() if isinstance(child, nn.GRU) and not isinstance(child, QuantGRU)}
+    return bool(floats - excluded(module, exclude))
