@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qgru.calibration import CalibrationError
+from qgru.stages.untouched import untouched
 
 ForwardFn: TypeAlias = Callable[[Any, Any], Any]
 """``forward_fn(module, batch)``: calls the model on a training batch; what it returns is not used."""
@@ -21,22 +22,34 @@ def call_model(forward_fn: ForwardFn | None, module: nn.Module, batch: Any) -> A
     """Call `forward_fn(module, batch)`, by default `module(batch[0])` for a tuple or list, else `module(batch)`.
 
     Raises:
-        RuntimeError: where the default does not fit the model; the message asks for a `forward_fn`.
+        RuntimeError: where the call fails; the message says what was called, and what to pass instead.
     """
-    if forward_fn is not None:
-        return forward_fn(module, batch)
     is_sequence = isinstance(batch, tuple | list)
     try:
+        if forward_fn is not None:
+            return forward_fn(module, batch)
         return module(batch[0] if is_sequence else batch)
     except (torch.OutOfMemoryError, CalibrationError):
         raise
     except Exception as error:
-        call = "module(batch[0])" if is_sequence else "module(batch)"
+        call = _call(forward_fn, is_sequence)
         raise RuntimeError(
             f"calling {type(module).__name__} on a training batch ({type(batch).__name__}) as {call} failed with "
-            f"{type(error).__name__}: {error}. If the model takes its batch in another way, pass "
-            "forward_fn(module, batch)"
+            f"{type(error).__name__}: {error}. {_advice(forward_fn)}"
         ) from error
+
+
+def _call(forward_fn: ForwardFn | None, is_sequence: bool) -> str:
+    if forward_fn is not None:
+        return "forward_fn(module, batch)"
+    return "module(batch[0])" if is_sequence else "module(batch)"
+
+
+def _advice(forward_fn: ForwardFn | None) -> str:
+    example = "lambda module, batch: module.training_step(batch, 0)"
+    if forward_fn is None:
+        return f"If the model takes its batch in another way, pass forward_fn(module, batch), as in {example}"
+    return f"It is called in eval mode and without gradients; expected a call of the model, as in {example}"
 
 
 @contextmanager
@@ -66,7 +79,10 @@ def isolated_random_states() -> Iterator[None]:
 
 @contextmanager
 def extra_pass(module: nn.Module) -> Iterator[None]:
-    """Call a module without a trace: in eval mode, uncompiled, without gradients, and from isolated random states."""
+    """Call a module without a trace: in eval mode, uncompiled, without gradients, and from isolated random states.
+
+    Besides, the module has its buffers and attributes back afterwards.
+    """
     eager = torch.compiler.set_stance("force_eager")
-    with eval_mode(module), isolated_random_states(), torch.no_grad(), eager:
+    with untouched(module), eval_mode(module), isolated_random_states(), torch.no_grad(), eager:
         yield
