@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.batches import training_batches
+from qgru.callbacks.calling import unlogged
 from qgru.callbacks.folder import check_folder
 from qgru.convert import quantized_layers
 from qgru.stages import export
@@ -77,7 +78,7 @@ class Export(Callback):
 
         def call() -> None:
             for batch in training_batches(trainer, pl_module, 1):
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), unlogged(pl_module):
                     call_model(self.forward_fn, pl_module, batch)
 
         try:
