@@ -17,7 +17,7 @@ from qgru.callbacks.preflight import check_call, unreached_message
 from qgru.callbacks.progress import track
 from qgru.stages import calibrate
 from qgru.stages.calibration import uncalibrated_layers
-from qgru.stages.passes import ForwardFn
+from qgru.stages.passes import ForwardFn, explained
 
 
 class Calibrate(Callback):
@@ -75,8 +75,9 @@ class Calibrate(Callback):
         layers = uncalibrated_layers(pl_module)
         share = self._share(trainer)
         batches = track(trainer, training_batches(trainer, pl_module, share), share, "calibrating")
+        forward_fn = self.forward_fn if self._is_tried else explained(self.forward_fn)
         with failing_together():
-            seen = calibrate(pl_module, batches, partial(call_in_float, trainer, self.forward_fn))
+            seen = calibrate(pl_module, batches, partial(call_in_float, trainer, forward_fn))
         merge_ranks(pl_module)
         total = torch.tensor(float(seen), device=trainer.strategy.root_device)
         total = int(trainer.strategy.reduce(total, reduce_op="sum"))

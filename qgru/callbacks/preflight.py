@@ -23,7 +23,7 @@ from qgru.export import formats
 from qgru.ops import backends
 from qgru.stages import calibrate
 from qgru.stages.calibration import uncalibrated_layers
-from qgru.stages.passes import ForwardFn
+from qgru.stages.passes import ForwardFn, explained
 
 
 def check_formats(trainer: Trainer, names: Sequence[str]) -> None:
@@ -107,7 +107,7 @@ def _reached(trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn
     """Return the layers that observe a batch; they forget it again."""
     layers = uncalibrated_layers(pl_module)
     try:
-        calibrate(pl_module, [batch], partial(call_in_float, trainer, forward_fn))
+        calibrate(pl_module, [batch], partial(call_in_float, trainer, explained(forward_fn)))
         return {name for name, layer in layers.items() if layer.has_observations()}
     except CalibrationError as error:
         rank_zero_warn(f"qgru: the first training batch could not be calibrated on: {error}")

@@ -17,39 +17,51 @@ from qgru.stages.untouched import untouched
 ForwardFn: TypeAlias = Callable[[Any, Any], Any]
 """``forward_fn(module, batch)``: calls the model on a training batch; what it returns is not used."""
 
+EXAMPLE = "lambda module, batch: module.training_step(batch, 0)"
+
 
 def call_model(forward_fn: ForwardFn | None, module: nn.Module, batch: Any) -> Any:
     """Call `forward_fn(module, batch)`, by default `module(batch[0])` for a tuple or list, else `module(batch)`.
 
     Raises:
-        RuntimeError: where the call fails; the message says what was called, and what to pass instead.
+        RuntimeError: where the default does not fit the model; the message asks for a `forward_fn`.
     """
+    if forward_fn is not None:
+        return forward_fn(module, batch)
     is_sequence = isinstance(batch, tuple | list)
     try:
-        if forward_fn is not None:
-            return forward_fn(module, batch)
         return module(batch[0] if is_sequence else batch)
     except (torch.OutOfMemoryError, CalibrationError):
         raise
     except Exception as error:
-        call = _call(forward_fn, is_sequence)
-        raise RuntimeError(
-            f"calling {type(module).__name__} on a training batch ({type(batch).__name__}) as {call} failed with "
-            f"{type(error).__name__}: {error}. {_advice(forward_fn)}"
-        ) from error
+        call = "module(batch[0])" if is_sequence else "module(batch)"
+        advice = f"If the model takes its batch in another way, pass forward_fn(module, batch), as in {EXAMPLE}"
+        raise _failed(module, batch, call, error, advice) from error
 
 
-def _call(forward_fn: ForwardFn | None, is_sequence: bool) -> str:
-    if forward_fn is not None:
-        return "forward_fn(module, batch)"
-    return "module(batch[0])" if is_sequence else "module(batch)"
-
-
-def _advice(forward_fn: ForwardFn | None) -> str:
-    example = "lambda module, batch: module.training_step(batch, 0)"
+def explained(forward_fn: ForwardFn | None) -> ForwardFn | None:
+    """Have a `forward_fn` that fails say what it was given; for the first call in a run."""
     if forward_fn is None:
-        return f"If the model takes its batch in another way, pass forward_fn(module, batch), as in {example}"
-    return f"It is called in eval mode and without gradients; expected a call of the model, as in {example}"
+        return None
+
+    def call(module: nn.Module, batch: Any) -> Any:
+        try:
+            return forward_fn(module, batch)
+        except (torch.OutOfMemoryError, CalibrationError):
+            raise
+        except Exception as error:
+            advice = f"It runs in eval mode and without gradients; expected a call of the model, as in {EXAMPLE}"
+            raise _failed(module, batch, "forward_fn(module, batch)", error, advice) from error
+
+    return call
+
+
+def _failed(module: nn.Module, batch: Any, call: str, error: Exception, advice: str) -> RuntimeError:
+    """Return the error of a call of a module that failed."""
+    return RuntimeError(
+        f"calling {type(module).__name__} on a training batch ({type(batch).__name__}) as {call} failed with "
+        f"{type(error).__name__}: {error}. {advice}"
+    )
 
 
 @contextmanager

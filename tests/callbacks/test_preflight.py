@@ -186,7 +186,7 @@ def test_manual_optimization_in_a_step_is_named(tmp_path: Path) -> None:
             self.manual_backward(super().training_step(batch, batch_idx))
             self.optimizers().step()
 
-    with pytest.raises(RuntimeError, match="forward_fn.* failed.*eval mode and without gradients"):
+    with pytest.raises(RuntimeError, match="forward_fn.* failed.*in eval mode and without gradients"):
         fit(tmp_path, QuantizationLifecycle(forward_fn=step), model=Manual())
 
 
