@@ -1,5 +1,6 @@
 """Quantized GRUs for integer hardware: the integers that you trained are the integers that you ship."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -33,3 +34,7 @@ def __getattr__(name: str) -> Any:
     if name in ("callbacks", "export", "report", "stages"):
         return import_module(f"qgru.{name}")
     raise AttributeError(f"module 'qgru' has no attribute {name!r}")
+
+
+if hasattr(sys.modules.get("hydra"), "main"):
+    import_module("qgru.hydra")  # tells Hydra of the presets, which it can't find in an editable install
