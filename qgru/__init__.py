@@ -1,11 +1,11 @@
 """Quantized GRUs for integer hardware: the integers that you trained are the integers that you ship."""
 
-import sys
 from importlib import import_module
 from typing import Any
 
 from qgru.configs import load_config
 from qgru.convert import convert, float_state_dict, load_from_checkpoint, quantized_layers, revert
+from qgru.entry_points import tell_hydra
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
 from qgru.schema import BitwidthConfig, OperatorConfig
@@ -36,5 +36,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'qgru' has no attribute {name!r}")
 
 
-if hasattr(sys.modules.get("hydra"), "main"):
-    import_module("qgru.hydra")  # tells Hydra of the presets, which it can't find in an editable install
+tell_hydra()

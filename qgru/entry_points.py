@@ -1,13 +1,22 @@
-"""What other packages call because qgru is installed."""
+"""What happens because qgru is imported, or installed: Hydra hears of the presets, wherever it is in use."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Any
 
 
-def callbacks() -> list[Any]:
-    """Add no callback to a Lightning Trainer: importing qgru, which this takes, is all that is wanted.
+def tell_hydra() -> None:
+    """Register the presets where a program has imported Hydra: in an editable install it can't find them by itself.
 
-    In a program that composed ``+quant=...`` before Hydra knew of qgru, the import warns that the run is a float run.
+    Where the configuration was composed before that, and ``+quant=...`` is a plain string, a warning says so.
     """
+    if hasattr(sys.modules.get("hydra"), "main"):
+        import_module("qgru.hydra")
+
+
+def callbacks() -> list[Any]:
+    """Add no callback to a Lightning Trainer, which asks wherever qgru is installed; but tell Hydra."""
+    tell_hydra()
     return []

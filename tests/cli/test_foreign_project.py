@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qgru.schema import OPERATORS, BitwidthConfig
+
 ROOT = Path(__file__).parents[2]
 APP = """
 import sys
@@ -34,7 +36,7 @@ def project(folder: Path, imports: str = "", config: str = "") -> Path:
     return folder / "app.py"
 
 
-def run(app: Path, *overrides: str, path: Path | None = None) -> subprocess.CompletedProcess:
+def run(app: Path, *overrides: str, path: Path | str | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(path or "")}
     command = [sys.executable, str(app), "hydra.run.dir=out", *overrides]
     return subprocess.run(command, cwd=app.parent, env=environment, capture_output=True, text=True, check=False)
@@ -58,6 +60,88 @@ def test_an_editable_install_is_found_by_import_or_searchpath(tmp_path, imports,
     lifecycle = cfg["callbacks"]["quantization"]
     assert lifecycle["config"] == cfg["quant"]
     assert Path(lifecycle["export_dir"]) == tmp_path / "out"
+
+
+EDITABLE = ROOT  # on the path, and nothing that Hydra could list as its plugin
+
+
+@pytest.mark.parametrize("imports", ["import hydra\nimport qgru", "import qgru\nimport hydra\nimport qgru.callbacks"])
+def test_importing_qgru_behind_hydra_is_enough(tmp_path, imports):
+    cfg = composed(run(project(tmp_path, imports), "+quant=int8", f"{BITS}=4", path=EDITABLE))["cfg"]
+    assert cfg["quant"]["operator_config"]["gate"]["z_out"]["bitwidth"] == 4
+    assert cfg["callbacks"]["quantization"]["_target_"] == "qgru.callbacks.QuantizationLifecycle"
+
+
+def test_importing_it_without_hydra_imports_no_hydra():
+    code = "import sys, qgru; sys.exit('hydra' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+LATE = "import hydra\n\n@hydra.main(version_base='1.3', config_path=None)\n"
+WARNING = "+quant=int8 had no effect but the plain string 'int8'"
+
+
+@pytest.mark.parametrize("used", ["import qgru", "from qgru.callbacks import QuantizationLifecycle", "Trainer"])
+def test_a_preset_that_hydra_did_not_know_is_spoken_of_where_qgru_is_used(tmp_path, used):
+    if used == "Trainer":  # as an install has it, also where nobody says qgru
+        (tmp_path / "site" / "qgru_site-0.dist-info").mkdir(parents=True)
+        entry = "[lightning.pytorch.callbacks_factory]\nqgru = qgru.entry_points:callbacks\n"
+        (tmp_path / "site" / "qgru_site-0.dist-info" / "entry_points.txt").write_text(entry)
+        (tmp_path / "site" / "qgru_site-0.dist-info" / "METADATA").write_text("Name: qgru-site\nVersion: 0\n")
+        used = "from lightning import Trainer; Trainer(logger=False, accelerator='cpu')"
+    app = tmp_path / "app.py"
+    app.write_text(LATE + f"def main(cfg):\n    assert cfg.get('quant', 'int8') == 'int8'\n    {used}\nmain()\n")
+    path = f"{ROOT}{os.pathsep}{tmp_path / 'site'}"
+    late = run(app, "+quant=int8", path=path)
+    assert late.returncode == 0 and late.stderr.count(WARNING) == 1, late.stderr
+    assert "import qgru behind import hydra" in late.stderr
+    for others in (["+quant=mine"], ["+quantity=int8"], []):
+        assert "qgru" not in run(app, *others, path=path).stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out'"),
+        ("+quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out'"),
+        ("quant.operator_config.gats.z_out.bitwidth=4", "no operator 'gats.z_out'; the nearest is 'gate.z_out'"),
+        ("quant.operator_config.gate.z_out.bits=4", "operator 'gate.z_out' has no 'bits'; expected bitwidth, is_"),
+        ("quant.gate.z_out.bitwidth=4", "no 'gate' in quant; expected quant.operator_config.<operator>.<field>"),
+    ],
+)
+def test_a_wrong_key_lists_the_operators_and_offers_no_plus(tmp_path, override, message):
+    failed = run(project(tmp_path, "import hydra\nimport qgru"), "+quant=int8", override, path=EDITABLE)
+    assert failed.returncode == 1 and message in failed.stderr, failed.stderr
+    assert "append" not in failed.stderr and "Traceback" not in failed.stderr
+    assert "bits" in override or all(name in failed.stderr for name in OPERATORS)
+
+
+def test_somebody_elses_quant_is_left_alone(tmp_path):
+    app = project(tmp_path, "import hydra\nimport qgru")
+    (tmp_path / "settings" / "quant").mkdir()
+    (tmp_path / "settings" / "quant" / "mine.yaml").write_text("operator_config: {gates: 1}\nbits: 2\n")
+    overrides = ["+quant=mine", "quant.bits=3", "quant.operator_config.gates=4"]
+    assert composed(run(app, *overrides, path=EDITABLE))["cfg"]["quant"] == {"operator_config": {"gates": 4}, "bits": 3}
+
+
+@pytest.mark.parametrize("installed", ["editable", "wheel"])
+def test_a_bit_width_file_is_a_choice_of_the_group(request, tmp_path, installed):
+    path = EDITABLE if installed == "editable" else request.getfixturevalue("site")
+    app = project(tmp_path, "import hydra\nimport qgru" if installed == "editable" else "")
+    (tmp_path / "bits").mkdir()
+    (tmp_path / "bits" / "mine.json").write_text('{"GRU_config": {"operator_config": {"gate.z_out": {"bitwidth": 5}}}}')
+    cfg = composed(run(app, "+quant=bits/mine.json", "quant.operator_config.op.rRh.bitwidth=6", path=path))["cfg"]
+    given = {"operator_config": {"gate.z_out": {"bitwidth": 5}, "op.rRh": {"bitwidth": 6}}}
+    assert BitwidthConfig.from_mapping(cfg["quant"]) == BitwidthConfig.from_mapping(given)
+    assert cfg["callbacks"]["quantization"]["config"] == cfg["quant"]
+    typed = run(app, f"+quant={tmp_path}/bits/mine.json", f"{BITS}=banana", path=path)
+    assert "'banana' of type 'str' could not be converted to Integer" in typed.stderr
+    absent = run(app, "+quant=bits/other.json", path=path)
+    assert absent.returncode == 1 and "+quant=bits/other.json is no bit width file: " in absent.stderr
+    (tmp_path / "bits" / "mine.json").write_text('{"operator_config": {"gate.z_owt": {"bitwidth": 5}}}')
+    wrong = run(app, "+quant=bits/mine.json", path=path)
+    assert "+quant=bits/mine.json is no bit width file: " in wrong.stderr and "nearest is 'gate.z_out'" in wrong.stderr
+    assert "Traceback" not in absent.stderr + wrong.stderr
 
 
 @pytest.fixture(scope="module")
