@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
+from qgru.hydra.files import check_overrides
 from qgru.schema import OPERATORS, BitwidthConfig
 
 ROOT = Path(__file__).parents[2]
@@ -90,38 +93,62 @@ def test_a_preset_that_hydra_did_not_know_is_spoken_of_where_qgru_is_used(tmp_pa
         (tmp_path / "site" / "qgru_site-0.dist-info" / "METADATA").write_text("Name: qgru-site\nVersion: 0\n")
         used = "from lightning import Trainer; Trainer(logger=False, accelerator='cpu')"
     app = tmp_path / "app.py"
-    app.write_text(LATE + f"def main(cfg):\n    assert cfg.get('quant', 'int8') == 'int8'\n    {used}\nmain()\n")
+    app.write_text(LATE + f"def main(cfg):\n    assert cfg.quant == 'int8'\n    {used}\nmain()\n")
     path = f"{ROOT}{os.pathsep}{tmp_path / 'site'}"
     late = run(app, "+quant=int8", path=path)
     assert late.returncode == 0 and late.stderr.count(WARNING) == 1, late.stderr
     assert "import qgru behind import hydra" in late.stderr
-    for others in (["+quant=mine"], ["+quantity=int8"], []):
-        assert "qgru" not in run(app, *others, path=path).stderr
 
 
+def test_another_quant_is_not_spoken_of(tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text(LATE + "def main(cfg):\n    assert cfg.quant == 'mine'\n    import qgru\nmain()\n")
+    result = run(app, "+quant=mine", "+quantity=int8", path=EDITABLE)
+    assert result.returncode == 0 and not result.stderr
+
+
+def test_a_wrong_key_ends_with_one_message_that_offers_no_plus(tmp_path):
+    override = "quant.operator_config.gate.z_owt.bitwidth=4"
+    failed = run(project(tmp_path, "import hydra\nimport qgru"), "+quant=int8", override, path=EDITABLE)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"{override}: there is no operator 'gate.z_owt'; the nearest is 'gate.z_out' (")
+    assert "append" not in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("chosen", ["+quant=int8", "quant=w4a8,int16", "+quant=some/where.json"])
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out'"),
-        ("+quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out'"),
-        ("quant.operator_config.gats.z_out.bitwidth=4", "no operator 'gats.z_out'; the nearest is 'gate.z_out'"),
-        ("quant.operator_config.gate.z_out.bits=4", "operator 'gate.z_out' has no 'bits'; expected bitwidth, is_"),
+        ("quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out' ("),
+        ("+quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out' ("),
+        ("quant.operator_config.gats.z_out.bitwidth=4", "no operator 'gats.z_out'; the nearest is 'gate.z_out' ("),
+        ("quant.operator_config.gats={}", "no operator 'gats'; the nearest is "),
         ("quant.gate.z_out.bitwidth=4", "no 'gate' in quant; expected quant.operator_config.<operator>.<field>"),
+        ("quant.operator_config.gate.z_out.bits=4", "operator 'gate.z_out' has no 'bits'; expected bitwidth, is_"),
+        ("quant.operator_config.gate.z_out.bitwidth.x=4", "operator 'gate.z_out' has no 'bitwidth.x'; expected bitwid"),
     ],
 )
-def test_a_wrong_key_lists_the_operators_and_offers_no_plus(tmp_path, override, message):
-    failed = run(project(tmp_path, "import hydra\nimport qgru"), "+quant=int8", override, path=EDITABLE)
-    assert failed.returncode == 1 and message in failed.stderr, failed.stderr
-    assert "append" not in failed.stderr and "Traceback" not in failed.stderr
-    assert "bits" in override or all(name in failed.stderr for name in OPERATORS)
+def test_a_wrong_key_lists_the_operators(chosen, override, message):
+    with pytest.raises(ConfigCompositionException, match=re.escape(message)) as error:
+        check_overrides(["--multirun", chosen, override], ROOT / "conf")
+    assert str(error.value).startswith(override.lstrip("+"))
+    assert "expected bitwid" in message or all(name in str(error.value) for name in OPERATORS)
 
 
-def test_somebody_elses_quant_is_left_alone(tmp_path):
-    app = project(tmp_path, "import hydra\nimport qgru")
-    (tmp_path / "settings" / "quant").mkdir()
-    (tmp_path / "settings" / "quant" / "mine.yaml").write_text("operator_config: {gates: 1}\nbits: 2\n")
-    overrides = ["+quant=mine", "quant.bits=3", "quant.operator_config.gates=4"]
-    assert composed(run(app, *overrides, path=EDITABLE))["cfg"]["quant"] == {"operator_config": {"gates": 4}, "bits": 3}
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["+quant=mine", "quant.bits=3", "quant.operator_config.gates=4"],
+        ["quant.bits=3"],
+        ["+quant=int8", "~quant.operator_config.gates", "model.gate=3", "-m", "quantity.gate=2"],
+        ["+quant=int8", *(f"quant.operator_config.{name}.bitwidth=4" for name in OPERATORS)],
+        ["+quant=int8", "quant.operator_config.gate={}", "quant.operator_config.gate.z_out={bitwidth: 3}"],
+        ["+quant=int8", "quant.operator_config={}", "quant.default_config.disable_quantization=true"],
+    ],
+)
+def test_other_keys_are_left_alone(arguments):
+    check_overrides(arguments, ROOT / "conf")
 
 
 @pytest.mark.parametrize("installed", ["editable", "wheel"])
