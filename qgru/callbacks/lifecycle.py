@@ -53,6 +53,10 @@ class QuantizationLifecycle(Callback):
     `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
     quantized. Strategies that shard parameters are refused.
 
+    What would go wrong later is found before the first step: a package that a format needs, a folder, a `forward_fn`
+    that does not fit, a layer that no batch reaches. The trial is one call on a copy of the first batch; it leaves the
+    module, its data and all random states as they were.
+
     A checkpoint of any stage resumes to the same integers: grids are in the module's state dict, random states in the
     checkpoint. Modules that come calibrated are trained on with their grids. `Trainer(fast_dev_run=True)` runs every
     stage on its few batches.

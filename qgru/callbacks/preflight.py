@@ -23,7 +23,7 @@ from qgru.export import formats
 from qgru.ops import backends
 from qgru.stages import calibrate
 from qgru.stages.calibration import uncalibrated_layers
-from qgru.stages.passes import ForwardFn, explained
+from qgru.stages.passes import ForwardFn, explained, isolated_random_states
 
 
 def check_formats(trainer: Trainer, names: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def check_call(
         trainer: about to take its first step.
         pl_module: converted.
         forward_fn: the call; None for the default one.
-        batch: the first one, on the module's device.
+        batch: the first one, on the module's device; None where the training step draws its batches itself.
         count: on how many batches this rank will calibrate.
 
     Returns:
@@ -62,7 +62,7 @@ def check_call(
         RuntimeError: on every rank, where the call fails on one of them, or where no rank reaches a layer.
     """
     layers, reached, tried = uncalibrated_layers(pl_module), set(), 0
-    with failing_together(), _recorded_calls(pl_module) as calls:
+    with failing_together(), isolated_random_states(), _recorded_calls(pl_module) as calls:
         for item in _batches(trainer, pl_module, batch, count):
             reached |= _reached(trainer, pl_module, forward_fn, item)
             tried += 1
@@ -89,7 +89,8 @@ def unreached_message(names: Sequence[str], forward_fn: ForwardFn | None, batche
 
 
 def _batches(trainer: Trainer, pl_module: LightningModule, first: Any, count: int) -> Iterator[Any]:
-    yield torch_private.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, first)
+    if first is not None:
+        yield torch_private.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, first)
     yield from training_batches(trainer, pl_module, count)
 
 

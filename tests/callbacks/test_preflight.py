@@ -98,9 +98,12 @@ class WithRare(Model):
 def test_a_layer_that_some_batch_reaches(tmp_path: Path) -> None:
     firsts = [(batch[0][0, 0, 0] > 0).item() for batch in loader()]
     assert firsts == [False, True, False, True]
-    model = WithRare()
-    trainer(tmp_path, QuantizationLifecycle(), max_epochs=2).fit(model, loader())
-    assert model.rare.is_calibrated()
+    models = [seed_everything(3, verbose=False) and WithRare() for _ in range(2)]
+    for model, callbacks in zip(models, ([], [QuantizationLifecycle()]), strict=True):
+        seed_everything(4, verbose=False)
+        trainer(tmp_path, *callbacks, max_epochs=2).fit(model, loader(sampler=range(24)))
+    assert models[1].rare.is_calibrated()
+    assert models[1].losses[:4] == models[0].losses[:4]  # that further batches were drawn for it moved nothing
 
 
 class Remembering(Model):
@@ -188,6 +191,31 @@ def test_manual_optimization_in_a_step_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="forward_fn.* failed.*in eval mode and without gradients"):
         fit(tmp_path, QuantizationLifecycle(forward_fn=step), model=Manual())
+
+
+class Drawing(Model):
+    def training_step(self, dataloader_iter: Any) -> Tensor:
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+    validation_step = None
+
+
+def test_a_step_that_draws_its_batches_itself(tmp_path: Path) -> None:
+    losses = [fit(tmp_path, *callbacks, model=Drawing).losses for callbacks in ((), (QuantizationLifecycle(),))]
+    assert len(losses[0]) == 4 * 4 and losses[1][: 3 * 4] == losses[0][: 3 * 4]
+    model = Drawing()
+    with pytest.raises(RuntimeError, match="forward_fn"):
+        fit(tmp_path, QuantizationLifecycle(forward_fn=lambda module, batch: batch["x"]), model=model)
+    assert not model.losses
+
+
+def test_a_first_batch_that_is_not_finite_is_spoken_of(tmp_path: Path) -> None:
+    data, lifecycle = loader(), QuantizationLifecycle(qat=False)
+    data.dataset.tensors[0][0, 0, 0] = torch.nan
+    lifecycle._finish = lambda *_: None  # the float stage alone
+    with pytest.warns(UserWarning, match="first training batch could not be calibrated on: .*'input.x': a value is NaN"):
+        trainer(tmp_path, lifecycle, max_epochs=1).fit(Model(), data)
 
 
 def test_each_fit_of_a_callback_tries_anew(tmp_path: Path) -> None:
