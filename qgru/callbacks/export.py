@@ -14,6 +14,7 @@ from qgru.callbacks import lightning_private
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.calling import unlogged
 from qgru.callbacks.folder import check_folder
+from qgru.callbacks.preflight import check_packages
 from qgru.convert import quantized_layers
 from qgru.stages import export
 from qgru.stages.exporting import check_formats, example_args
@@ -42,12 +43,14 @@ class Export(Callback):
         self.directory, self.formats, self.forward_fn = Path(directory), tuple(formats), forward_fn
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether the directory can be written to.
+        """Find out whether the formats' packages are there, and the directory can be written to.
 
         Raises:
+            ImportError: naming the package that is missing, on every rank.
             OSError: naming it, on every rank, where it can't, or where the disk has no room for the parameters.
         """
         if stage == "fit":
+            check_packages(trainer, self.formats)
             check_folder(trainer, self.directory, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

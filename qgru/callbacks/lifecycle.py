@@ -22,7 +22,7 @@ from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
 from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
-from qgru.callbacks.preflight import announce, check_formats
+from qgru.callbacks.preflight import announce, check_packages
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.schedule import calibration_epoch
@@ -125,7 +125,7 @@ class QuantizationLifecycle(Callback):
             if not is_overridden("setup", pl_module):
                 check_matches(pl_module, self.exclude)
             if not self.config.disable_quantization and self.export_dir is not None:
-                check_formats(trainer, self._export.formats)
+                check_packages(trainer, self._export.formats)
                 check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
         self._convert(pl_module)

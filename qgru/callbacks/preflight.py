@@ -26,7 +26,7 @@ from qgru.stages.calibration import uncalibrated_layers
 from qgru.stages.passes import ForwardFn, explained, isolated_random_states
 
 
-def check_formats(trainer: Trainer, names: Sequence[str]) -> None:
+def check_packages(trainer: Trainer, names: Sequence[str]) -> None:
     """Find out whether rank zero has the packages that the formats need.
 
     Raises:
