@@ -1,14 +1,21 @@
-"""Whether a metric that a sweep is to optimize exists, before hours of training."""
+"""Whether the metrics that a sweep is to optimize exist, before hours of training."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from lightning import LightningDataModule, LightningModule, Trainer
 
 from qgru.stages.passes import isolated_random_states
 
 
-def check_metric(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule, name: str) -> None:
-    """Find out, from one batch of the test set, whether testing a model logs a metric.
+_OWN = "weight_bytes"  # which a comparison counts for every model
+
+
+def check_metrics(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule, names: str | Sequence[str]
+) -> None:
+    """Find out, from one batch of the test set, whether testing a model logs metrics.
 
     Random states are left as they were; no callback and no logger hears of it.
 
@@ -16,12 +23,12 @@ def check_metric(trainer: Trainer, model: LightningModule, datamodule: Lightning
         trainer: the one that is to train.
         model: as it is to be trained.
         datamodule: gives the test set.
-        name: the metric's.
+        names: one, or several.
 
     Raises:
-        ValueError: where it does not; lists those that there are.
+        ValueError: where it does not log one of them; lists those that there are.
     """
-    found: set[str] = set()
+    found = {_OWN}
     kept = trainer.callbacks, trainer.loggers, trainer.limit_test_batches
     trainer.callbacks, trainer.loggers, trainer.limit_test_batches = [], [], int(trainer.limit_test_batches > 0)
     try:
@@ -29,6 +36,7 @@ def check_metric(trainer: Trainer, model: LightningModule, datamodule: Lightning
             found.update(*trainer.test(model, datamodule=datamodule, verbose=False))
     finally:
         trainer.callbacks, trainer.loggers, trainer.limit_test_batches = kept
-    if name not in found:
-        names = ", ".join(map(repr, sorted(found))) or "none"
-        raise ValueError(f"optimized_metric is {name!r}; expected what {type(model).__name__}'s test logs: {names}")
+    for name in [names] if isinstance(names, str) else names:
+        if name not in found:
+            known = ", ".join(map(repr, sorted(found)))
+            raise ValueError(f"optimized_metric is {name!r}; expected what {type(model).__name__}'s test logs: {known}")

@@ -140,9 +140,10 @@ def test_a_preset_that_arrives_as_a_string_is_refused_with_the_fix(monkeypatch, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_metric_that_no_test_logs_is_found_before_training(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("names", ["test/acuracy", "[test/accuracy,weight_bytes,test/acuracy]"])
+def test_a_metric_that_no_test_logs_is_found_before_training(monkeypatch, tmp_path, capsys, names):
     with pytest.raises(SystemExit):
-        run(monkeypatch, *TOY, "optimized_metric=test/acuracy", f"hydra.run.dir={tmp_path}")
+        run(monkeypatch, *TOY, f"optimized_metric={names}", f"hydra.run.dir={tmp_path}")
     message = capsys.readouterr().err
     assert "optimized_metric is 'test/acuracy'; expected what ToyModel's test logs: 'test/accuracy'" in message
     assert not (tmp_path / "metrics").exists() and not (tmp_path / "checkpoints").exists()
@@ -151,7 +152,7 @@ def test_a_metric_that_no_test_logs_is_found_before_training(monkeypatch, tmp_pa
 def test_looking_for_the_metric_leaves_the_run_as_it_was(monkeypatch, tmp_path):
     for name in ("looked", "blind"):
         run(monkeypatch, *TOY, "+quant=int8", f"hydra.run.dir={tmp_path / name}")
-        monkeypatch.setattr(train, "check_metric", lambda *_: None)
+        monkeypatch.setattr(train, "check_metrics", lambda *_: None)
     for name in ("metrics/version_0/metrics.csv", "quant_params.json", "model_qdq.onnx", "results.csv"):
         assert (tmp_path / "looked" / name).read_bytes() == (tmp_path / "blind" / name).read_bytes(), name
 
