@@ -8,7 +8,6 @@ from lightning import LightningDataModule, LightningModule, Trainer
 
 from qgru.stages.passes import isolated_random_states
 
-
 _OWN = "weight_bytes"  # which a comparison counts for every model
 
 
