@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import Any
 
+from qgru.checkpoints import load_from_checkpoint, loads_quantized
 from qgru.configs import load_config
-from qgru.convert import convert, float_state_dict, load_from_checkpoint, quantized_layers, revert
+from qgru.convert import convert, float_state_dict, quantized_layers, revert
 from qgru.entry_points import tell_hydra
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
@@ -21,6 +22,7 @@ __all__ = [
     "float_state_dict",
     "load_config",
     "load_from_checkpoint",
+    "loads_quantized",
     "quantized_layers",
     "report",
     "revert",

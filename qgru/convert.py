@@ -6,12 +6,10 @@ reference to it holds the converted one.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -113,31 +111,3 @@ def float_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 def _all_names(module: nn.Module) -> list[str]:
     return [n for n, child in module.named_modules(remove_duplicate=False) if isinstance(child, QuantGRU)]
-
-
-def load_from_checkpoint(cls: Callable[..., Module], path: Any, weights_only: bool = True, **kwargs: Any) -> Module:
-    """Load a Lightning checkpoint of a converted module: construct, convert, load.
-
-    Args:
-        cls: the LightningModule's class, which itself builds `nn.GRU`.
-        path: the checkpoint.
-        weights_only: `torch.load`'s; False for a checkpoint that holds other objects and that you trust.
-        **kwargs: arguments of the constructor; they win over the hyperparameters that the checkpoint holds.
-
-    Raises:
-        RuntimeError: where the parameters do not fit.
-    """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    module = cls(**{**_hyper_parameters(cls, checkpoint), **kwargs})
-    configure = getattr(module, "configure_model", None)
-    if configure:
-        configure()
-    convert(module).load_state_dict(checkpoint["state_dict"])
-    return module
-
-
-def _hyper_parameters(cls: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    saved = checkpoint.get("hyper_parameters", {})
-    accepted = inspect.signature(cls.__init__).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return {key: value for key, value in saved.items() if takes_all or key in accepted}

@@ -206,6 +206,12 @@ class QuantizedLayer(nn.RNNBase):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if is_float:
+            if self._state_buffers.state.is_calibrated:
+                warnings.warn(
+                    f"the state dict has no quantization state for {prefix.rstrip('.') or 'the layer'}, which was "
+                    "calibrated: it computes in float now, until it is calibrated again",
+                    stacklevel=2,
+                )
             own = [prefix + name for name in BUFFERS]
             missing_keys[:] = [key for key in missing_keys if key not in own]
             self._write(self._state_buffers.state.without_grids())
@@ -223,6 +229,17 @@ class QuantizedLayer(nn.RNNBase):
             for key, own, given in pairs
             if own is not None and isinstance(given, Tensor) and given.shape != own.shape
         ]
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse to be compiled by `torch.jit.script`, which asks every module inside a model for this.
+
+        Raises:
+            RuntimeError: naming the ways that there are.
+        """
+        raise RuntimeError(
+            "torch.jit.script can't compile a QuantGRU: write the quantized model with qgru.export.export_onnx, or "
+            "script the float one, qgru.revert(copy.deepcopy(model))"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -45,7 +45,7 @@ def test_import_initialises_and_compiles_nothing() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["QuantGRU", "convert", "revert", "quantized_layers", "float_state_dict", "load_from_checkpoint",
+    ["QuantGRU", "convert", "revert", "quantized_layers", "float_state_dict", "load_from_checkpoint", "loads_quantized",
      "BitwidthConfig", "OperatorConfig", "Grid", "load_config"],
 )  # fmt: skip
 def test_public_names(name: str) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from qgru.callbacks import lightning_private
+from qgru.callbacks.packages import CombinedLoader, LightningModule, Trainer
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> Iterator[Any]:

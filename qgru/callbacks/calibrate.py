@@ -6,13 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from qgru.calibration import merge_ranks
 from qgru.callbacks.agreement import failing_together
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.calling import call_in_float
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info
 from qgru.callbacks.preflight import check_call, unreached_message
 from qgru.callbacks.progress import track
 from qgru.stages import calibrate

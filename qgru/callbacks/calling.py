@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
+from qgru.callbacks.packages import LightningModule, Trainer
 from qgru.stages.passes import ForwardFn, call_model
 
 

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_warn
 
 from qgru.callbacks import lightning_private
+from qgru.callbacks.packages import Trainer, classes, rank_zero_warn
 from qgru.files import written_whole
 
 
-class WholeFileCheckpointIO(TorchCheckpointIO):
+class WholeFileCheckpointIO(*classes("plugins.io.TorchCheckpointIO")):
     """For ``Trainer(plugins=[WholeFileCheckpointIO()])``: a full disk leaves the checkpoint of before.
 
     Lightning's own writes to the system's temporary folder and moves that file. Between two file systems the move is a

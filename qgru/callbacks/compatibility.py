@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from qgru.callbacks import lightning_private
+from qgru.callbacks.packages import Callback, MisconfigurationException, Trainer, classes
 from qgru.exclusion import excluded
 from qgru.gru import QuantGRU
 
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import WeightAveraging
+
+_SHARDING = tuple(
+    strategy
+    for name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+    for strategy in classes(f"strategies.{name}")
+)
+_AVERAGING = classes("callbacks.WeightAveraging")
+_AVERAGING_AT_THE_END = (*_AVERAGING, *classes("callbacks.StochasticWeightAveraging"))
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -57,7 +65,31 @@ def check_averaging(trainer: Trainer, exclude: Sequence[str] = ()) -> None:
 
 def averaging_callbacks(trainer: Trainer) -> list[WeightAveraging]:
     """Return the trainer's weight averaging callbacks."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    return [callback for callback in trainer.callbacks if isinstance(callback, _AVERAGING)]
+
+
+def check_export_order(trainer: Trainer, callback: Callback) -> None:
+    """Refuse an export as training ends of weights that another callback then replaces.
+
+    Raises:
+        MisconfigurationException: naming the order that works.
+    """
+    for other in _averaging_after(trainer, callback):
+        name = type(other).__name__
+        raise MisconfigurationException(
+            f"{name} replaces the weights when training ends, after {type(callback).__name__} has exported them; "
+            f"list {type(callback).__name__} after {name} in Trainer(callbacks=[...])"
+        )
+
+
+def averages_later(trainer: Trainer, callback: Callback) -> bool:
+    """Tell whether a callback listed after this one puts averaged weights into the module when training ends."""
+    return bool(_averaging_after(trainer, callback))
+
+
+def _averaging_after(trainer: Trainer, callback: Callback) -> list[Callback]:
+    later = takewhile(lambda other: other is not callback, reversed(trainer.callbacks))
+    return [other for other in later if isinstance(other, _AVERAGING_AT_THE_END)]
 
 
 def holds_float_gru(module: nn.Module, exclude: Sequence[str] = ()) -> bool:

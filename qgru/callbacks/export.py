@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.calling import unlogged
+from qgru.callbacks.compatibility import check_export_order
 from qgru.callbacks.folder import check_folder
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from qgru.callbacks.preflight import check_packages
 from qgru.convert import quantized_layers
 from qgru.stages import export
@@ -48,8 +48,10 @@ class Export(Callback):
         Raises:
             ImportError: naming the package that is missing, on every rank.
             OSError: naming it, on every rank, where it can't, or where the disk has no room for the parameters.
+            MisconfigurationException: where a callback listed later would replace the weights that are exported.
         """
         if stage == "fit":
+            check_export_order(trainer, self)
             check_packages(trainer, self.formats)
             check_folder(trainer, self.directory, pl_module)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info
 from qgru.stages import finalize
 from qgru.stages.calibration import uncalibrated_layers
 

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from lightning.pytorch import Trainer
 from torch import nn
+
+from qgru.callbacks.packages import Trainer
 
 _CHUNK = bytes(1 << 20)
 

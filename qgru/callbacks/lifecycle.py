@@ -7,21 +7,27 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
 from qgru.callbacks.batches import rewind
 from qgru.callbacks.calibrate import Calibrate
 from qgru.callbacks.checkpoint_io import write_weights
-from qgru.callbacks.compatibility import check_averaging, check_strategy
+from qgru.callbacks.compatibility import averages_later, check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
 from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
+from qgru.callbacks.packages import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    classes,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from qgru.callbacks.pickling import PickledAsArguments
 from qgru.callbacks.preflight import announce, check_packages
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
@@ -36,7 +42,7 @@ from qgru.stages.passes import ForwardFn
 _STATE = "qgru_lifecycle"
 
 
-class QuantizationLifecycle(Callback):
+class QuantizationLifecycle(PickledAsArguments, Callback):
     """Takes a model that holds `nn.GRU` from float training to exported integers within one fit.
 
     Every `nn.GRU` is converted in place, in `setup`; until calibration it computes what it did. At the start of one
@@ -51,7 +57,8 @@ class QuantizationLifecycle(Callback):
     quantized checkpoint, so test the module itself. Learning rate schedules stay what they are.
 
     `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
-    quantized. Strategies that shard parameters are refused.
+    quantized. So does `StochasticWeightAveraging`, listed anywhere: what is exported are the weights that the fit ends
+    with. Strategies that shard parameters are refused.
 
     What would go wrong later is found before the first step: a package that a format needs, a folder, a `forward_fn`
     that does not fit, a layer that no batch reaches. The trial is one call on a copy of the first batch; it leaves the
@@ -119,11 +126,10 @@ class QuantizationLifecycle(Callback):
         """
         if stage == "fit":
             check_strategy(trainer)
-            if is_overridden("configure_model", pl_module):
-                pl_module.configure_model()
+            pl_module.configure_model()
             check_averaging(trainer, self.exclude)
-            if not is_overridden("setup", pl_module):
-                check_matches(pl_module, self.exclude)
+            if any(type(pl_module).setup is kind.setup for kind in classes("LightningModule")):
+                check_matches(pl_module, self.exclude)  # else it may build layers later
             if not self.config.disable_quantization and self.export_dir is not None:
                 check_packages(trainer, self._export.formats)
                 check_folder(trainer, self.export_dir, pl_module)
@@ -190,10 +196,11 @@ class QuantizationLifecycle(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; calibrate before that where the fit ended in float."""
-        self._finish(trainer, pl_module)
+        if not averages_later(trainer, self):
+            self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish a fit that had no step left to train, as one resumed after its last epoch."""
+        """Finish a fit whose weights were averaged as training ended, or that had no step left to train."""
         if not self._is_finished:
             pl_module.to(trainer.strategy.root_device)
             self._finish(trainer, pl_module)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from qgru.callbacks.packages import LightningModule, Trainer, classes
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import EarlyStopping
 
 _HOOKS = ("on_train_epoch_end", "on_validation_end")
-_DIVERGED = (EarlyStoppingReason.NON_FINITE_METRIC, EarlyStoppingReason.DIVERGENCE_THRESHOLD)
+_DIVERGED = ("NON_FINITE_METRIC", "DIVERGENCE_THRESHOLD")  # of an enumeration that each package has its own of
+_MODEL_CHECKPOINT = classes("callbacks.ModelCheckpoint")
 
 
 def reset_monitors(trainer: Trainer) -> None:
@@ -19,9 +23,10 @@ def reset_monitors(trainer: Trainer) -> None:
     for stopping in trainer.early_stopping_callbacks:
         stopping.wait_count = stopping.stopped_epoch = 0
         stopping.best_score = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
-        stopping.stopping_reason, stopping.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        stopping.stopping_reason = type(stopping.stopping_reason)["NOT_STOPPED"]
+        stopping.stopping_reason_message = None
     for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None:
+        if isinstance(checkpoint, _MODEL_CHECKPOINT) and checkpoint.monitor is not None:
             checkpoint.best_k_models = {}
             checkpoint.best_model_path = checkpoint.kth_best_model_path = ""
             checkpoint.best_model_score = checkpoint.current_score = None
@@ -64,7 +69,7 @@ class EarlyStopGate:
         was_stopped = trainer.should_stop
         hook(trainer, pl_module)
         if trainer.should_stop and not was_stopped:
-            if stopping.stopping_reason in _DIVERGED:
+            if stopping.stopping_reason.name in _DIVERGED:
                 self.has_diverged = True
             else:
                 self.stop_requested, trainer.should_stop = True, False

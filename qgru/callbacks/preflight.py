@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from qgru import torch_private
@@ -17,6 +15,7 @@ from qgru.calibration import CalibrationError
 from qgru.callbacks.agreement import failing_together, from_all_ranks
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.calling import call_in_float
+from qgru.callbacks.packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from qgru.convert import quantized_layers
 from qgru.exclusion import staying_float
 from qgru.export import formats

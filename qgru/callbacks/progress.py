@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from lightning.pytorch import Trainer
 from rich import get_console, progress
+
+from qgru.callbacks.packages import Trainer
 
 T = TypeVar("T")
 

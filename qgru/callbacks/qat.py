@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-
+from qgru.callbacks.packages import Callback, LightningModule, Trainer, rank_zero_info
 from qgru.callbacks.ranks import exclude_from_broadcast, include_in_broadcast, share_rank_zeros_state
 from qgru.stages import start_qat_epoch
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
+
+from qgru.callbacks.packages import Trainer, rank_zero_warn
 
 
 def capture(device: torch.device) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from qgru.callbacks.packages import LightningModule, Trainer
 from qgru.convert import quantized_layers
 from qgru.state import BUFFERS
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import ceil, inf
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from qgru.callbacks.packages import MisconfigurationException, Trainer, rank_zero_warn
 
 
 def calibration_epoch(trainer: Trainer, calibrate_at_epoch: int | None, qat: bool) -> float:

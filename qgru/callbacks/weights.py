@@ -6,19 +6,22 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.compatibility import averaging_callbacks
+from qgru.callbacks.packages import LightningModule, Trainer, classes, rank_zero_warn
 from qgru.convert import quantized_layers
 from qgru.stages.calibration import uncalibrated_layers
 from qgru.state import BUFFERS
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+_MODEL_CHECKPOINT = classes("callbacks.ModelCheckpoint")
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def _stand_in() -> type:
 def _monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """Return the first `ModelCheckpoint` that has a monitor and a best file."""
     for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None and checkpoint.best_model_path:
+        if isinstance(checkpoint, _MODEL_CHECKPOINT) and checkpoint.monitor is not None and checkpoint.best_model_path:
             return checkpoint
     return None
 
@@ -112,7 +115,9 @@ def _load_averaged(trainer: Trainer, pl_module: LightningModule) -> str | None:
     for callback in averaging_callbacks(trainer):
         average = lightning_private.averaged_model(callback)
         if average is not None:
-            pl_module.load_state_dict(average.state_dict())
+            own, state = pl_module.state_dict(), average.state_dict()
+            grids = {key: own[key] for key in state if key.rpartition(".")[2] in BUFFERS}
+            pl_module.load_state_dict({**state, **grids})  # a fit that ended in float has calibrated its own alone
             return f"the weights averaged by {type(callback).__name__}"
     return None
 

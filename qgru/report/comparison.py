@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
+from qgru.callbacks.packages import LightningDataModule, LightningModule, Trainer, rank_zero_info, rank_zero_only
 from qgru.convert import quantized_layers
 from qgru.direction import directions_of, parameter_name
 from qgru.gru import QuantGRU

@@ -5,13 +5,11 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
-
+from qgru.callbacks.packages import classes, rank_zero_only
 from qgru.report.table import read_csv
 
 
-class ResumableCSVLogger(CSVLogger):
+class ResumableCSVLogger(classes("loggers.CSVLogger")[0]):  # trainers of either package log to any logger
     """Lightning's `CSVLogger`; a resumed run goes on in the latest version instead of beginning another.
 
     Steps that are trained again replace what was logged of them, so that the file ends as an uninterrupted run's.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning import LightningDataModule, LightningModule, Trainer
-
+from qgru.callbacks.packages import LightningDataModule, LightningModule, Trainer
 from qgru.stages.passes import isolated_random_states
 
 _OWN = "weight_bytes"  # which a comparison counts for every model

@@ -1,22 +1,23 @@
 """One run under DDP on two processes, or on one that sees the same batches; a script, since DDP starts it again.
 
-Usage: ddp_run.py <processes> <folder> [<state dict that rank zero starts from>]
+Usage: ddp_run.py <processes> <folder> [<state dict that rank zero starts from>]; PACKAGE names Lightning's package.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import seed_everything
 
 import qgru
 from qgru.callbacks import QuantizationLifecycle
-from tests.callbacks.models import Model, dataset, trainer
+from qgru.callbacks.packages import Callback
+from tests.callbacks.models import MODELS, dataset, trainer
 
 
 class Record(Callback):
@@ -42,13 +43,14 @@ def main(processes: int, folder: Path, start: Path | None = None) -> None:
     lifecycle = QuantizationLifecycle(
         calibrate_at_epoch=0, calibration_batches=3 * processes, export_dir=str(folder / "files")
     )
-    checkpoint = ModelCheckpoint(folder, save_last=True)
+    package = import_module(os.environ.get("PACKAGE", "lightning.pytorch"))
+    checkpoint = package.callbacks.ModelCheckpoint(folder, save_last=True)
     settings = {"devices": processes, "max_epochs": 2, "strategy": "ddp" if processes > 1 else "auto"}
-    model = Model()
+    model = MODELS[package]()
     model.register_buffer("own", torch.zeros(1))
     if start is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         qgru.convert(model).load_state_dict(torch.load(start))
-    trainer(folder, lifecycle, checkpoint, Record(folder), **settings).fit(model, data)
+    trainer(folder, lifecycle, checkpoint, Record(folder), package=package, **settings).fit(model, data)
 
 
 if __name__ == "__main__":

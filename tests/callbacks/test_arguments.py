@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from torch import nn
 
 from qgru.callbacks import QuantizationLifecycle
 
-from .models import Model, fit, trainer
+from .models import MODELS, Model, fit, trainer
 
 
-def test_no_last_epoch(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="max_epochs=-1"):
-        fit(tmp_path, QuantizationLifecycle(), max_epochs=-1, limit_train_batches=1)
+def test_no_last_epoch(tmp_path: Path, package: Any) -> None:
+    with pytest.raises(package.utilities.exceptions.MisconfigurationException, match="max_epochs=-1"):
+        fit(tmp_path, QuantizationLifecycle(), model=MODELS[package], max_epochs=-1, limit_train_batches=1)
 
 
 @pytest.mark.parametrize("limit", [0, 0.0])
@@ -95,9 +94,9 @@ def test_no_gru(tmp_path: Path) -> None:
         fit(tmp_path, QuantizationLifecycle(), model=model)
 
 
-def test_sharding_strategies_are_refused(tmp_path: Path) -> None:
-    runner, model = trainer(tmp_path), Model()
-    runner._accelerator_connector.strategy = FSDPStrategy()
-    with pytest.raises(MisconfigurationException, match="FSDPStrategy shards"):
+def test_sharding_strategies_are_refused(tmp_path: Path, package: Any) -> None:
+    runner, model = trainer(tmp_path, package=package), MODELS[package]()
+    runner._accelerator_connector.strategy = package.strategies.FSDPStrategy()
+    with pytest.raises(package.utilities.exceptions.MisconfigurationException, match="FSDPStrategy shards"):
         QuantizationLifecycle().setup(runner, model, "fit")
     assert type(model.gru) is nn.GRU

@@ -22,10 +22,10 @@ from .models import Model, calibrated
 ROOT = Path(__file__).parents[2]
 
 
-def run_two(folder: Path, *start: Path) -> list[dict[str, Any]]:
+def run_two(folder: Path, *start: Path, package: str = "lightning.pytorch") -> list[dict[str, Any]]:
     """Run the script on two processes; returns what each rank recorded."""
     folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PACKAGE": package}
     command = [sys.executable, "-W", "ignore", ddp_run.__file__, "2", str(folder), *map(str, start)]
     result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -57,7 +57,7 @@ def test_ranks_that_differ_become_rank_zero(tmp_path: Path) -> None:
     model.register_buffer("own", torch.zeros(1))
     start_qat_epoch(model)
     torch.save(model.state_dict(), tmp_path / "start.pt")
-    records = run_two(tmp_path / "two", tmp_path / "start.pt")
+    records = run_two(tmp_path / "two", tmp_path / "start.pt", package="pytorch_lightning")
     assert_integers(records, dict(model.gru.named_buffers()))
 
 

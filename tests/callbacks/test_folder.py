@@ -11,18 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import nn
 
 from qgru.callbacks import Export, QuantizationLifecycle
 from qgru.callbacks.folder import check_folder
 
-from .models import Model, fit
+from .models import MODELS, Model, fit
 
 ROOT = Path(__file__).parents[2]
 LARGE = {"hidden_size": 64}  # its parameters alone take 53,000 bytes
@@ -113,17 +113,17 @@ def test_an_earlier_runs_files_survive_a_failed_write(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
 
 
-def run_with_the_configured_plugin(folder: Path) -> None:
+def run_with_the_configured_plugin(folder: Path, package: Any = lightning.pytorch) -> None:
     plugin = instantiate(OmegaConf.load(ROOT / "conf" / "trainer" / "default.yaml").plugins[0])
-    checkpoint = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    fit(folder.parent, checkpoint, model=Model(**LARGE), max_epochs=1, plugins=[plugin])
+    checkpoint = package.callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False)
+    fit(folder.parent, checkpoint, model=MODELS[package](**LARGE), max_epochs=1, plugins=[plugin])
 
 
-def test_lightnings_checkpoints_survive_a_failed_write(tmp_path: Path) -> None:
-    run_with_the_configured_plugin(tmp_path / "run")
+def test_lightnings_checkpoints_survive_a_failed_write(tmp_path: Path, package: Any) -> None:
+    run_with_the_configured_plugin(tmp_path / "run", package)
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
     with pytest.raises(OSError, match="too large"), files_up_to(LIMIT):
-        run_with_the_configured_plugin(tmp_path / "run")
+        run_with_the_configured_plugin(tmp_path / "run", package)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
 

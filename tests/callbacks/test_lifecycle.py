@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from qgru import QuantGRU
 from qgru.calibration import histogram
 from qgru.callbacks import QuantizationLifecycle
 
-from .models import Model, assert_same, fit, loader, state, trainer
+from .models import MODELS, Model, assert_same, fit, loader, state, trainer
 
 
 class Stages(Callback):
@@ -123,9 +122,9 @@ def test_weight_grids_follow_the_weights(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_nothing_is_left_behind(tmp_path: Path, package: Any) -> None:
     for fails in (False, True):
-        model, stopping = Model(), EarlyStopping("val_loss")
+        model, stopping = MODELS[package](), package.callbacks.EarlyStopping("val_loss")
         lifecycle = QuantizationLifecycle(calibrate_at_epoch=2, export_dir=str(tmp_path / "files"))
         if fails:
             model.on_train_epoch_end = _fail
@@ -142,10 +141,10 @@ def _fail() -> None:
     raise KeyError("fails")
 
 
-def test_best_checkpoint_is_tested_quantized(tmp_path: Path) -> None:
-    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
-    model = fit(tmp_path, QuantizationLifecycle(calibrate_at_epoch=2), checkpoint)
-    fresh, runner = Model(), trainer(tmp_path, QuantizationLifecycle())
+def test_best_checkpoint_is_tested_quantized(tmp_path: Path, package: Any) -> None:
+    checkpoint = package.callbacks.ModelCheckpoint(tmp_path, monitor="val_loss")
+    model = fit(tmp_path, QuantizationLifecycle(calibrate_at_epoch=2), checkpoint, model=MODELS[package])
+    fresh, runner = MODELS[package](), trainer(tmp_path, QuantizationLifecycle(), package=package)
     runner.test(fresh, loader(12, seed=8), ckpt_path=checkpoint.best_model_path, verbose=False)
     assert fresh.gru.use_quantization and fresh.gru.is_calibrated()
     assert runner.callback_metrics["val_loss"].item() == pytest.approx(checkpoint.best_model_score.item(), abs=1e-7)

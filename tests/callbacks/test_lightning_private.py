@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities.compile import from_compiled
 
 from qgru.callbacks import lightning_private
+from qgru.callbacks.packages import Callback
 
-from .models import Model, fit
+from .models import MODELS, PACKAGES, fit
 
 
-def owners() -> dict[str, list[Any]]:
+def owners(package: Any) -> dict[str, Any]:
+    trainer = package.Trainer(logger=False, barebones=True)
     return {
-        "_use_buffers": [WeightAveraging()],
-        "_average_model": [WeightAveraging()],
-        "_data_fetcher": [Trainer(logger=False, barebones=True).fit_loop],
-        "_on_before_batch_transfer": [LightningModule()],
-        "_checkpoint_connector": [Trainer(logger=False, barebones=True)],
-        "_compiler_ctx": [LightningModule()],
+        "_use_buffers": package.callbacks.WeightAveraging(),
+        "_average_model": package.callbacks.WeightAveraging(),
+        "_data_fetcher": trainer.fit_loop,
+        "_on_before_batch_transfer": package.LightningModule(),
+        "_checkpoint_connector": trainer,
+        "_compiler_ctx": package.LightningModule(),
     }
 
 
-@pytest.mark.parametrize("name", owners())
-def test_the_name_is_there(name: str) -> None:
-    for owner in owners()[name]:
-        assert hasattr(owner, name), (
-            f"lightning {lightning.__version__} has no {type(owner).__name__}.{name}; see {lightning_private.__file__}"
-        )
+@pytest.mark.parametrize("name", owners(PACKAGES[0]))
+def test_the_name_is_there(name: str, package: Any) -> None:
+    owner = owners(package)[name]
+    assert hasattr(owner, name), (
+        f"{package.__name__} {package.__version__} has no {type(owner).__name__}.{name}; see "
+        f"{lightning_private.__file__}"
+    )
 
 
 def test_no_other_module_uses_them() -> None:
     folder = Path(lightning_private.__file__).parent
     sources = {path.name: path.read_text() for path in folder.glob("*.py") if path.name != "lightning_private.py"}
-    assert [(file, name) for file, text in sources.items() for name in owners() if f".{name}" in text] == []
+    assert [(file, name) for file, text in sources.items() for name in owners(PACKAGES[0]) if f".{name}" in text] == []
 
 
 class Look(Callback):
@@ -51,12 +51,12 @@ class Look(Callback):
         self.checkpoint = lightning_private.weights_checkpoint(trainer)
 
 
-class Doubling(Model):
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return [tensor * 2 for tensor in batch]
+def test_what_they_give(tmp_path: Path, package: Any) -> None:
+    class Doubling(MODELS[package]):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [tensor * 2 for tensor in batch]
 
-
-def test_what_they_give(tmp_path: Path) -> None:
+    WeightAveraging = package.callbacks.WeightAveraging
     look, averaging = Look(), WeightAveraging(use_buffers=False)
     assert lightning_private.averaged_model(averaging) is None
     model = fit(tmp_path, look, averaging, model=Doubling(), max_epochs=1, limit_train_batches=1)
@@ -67,12 +67,14 @@ def test_what_they_give(tmp_path: Path) -> None:
     assert look.checkpoint["state_dict"].keys() == model.state_dict().keys()
 
 
-def test_uncompiled() -> None:
-    model = Model()
-    compiled = from_compiled(torch.compile(model, backend="eager"))
+def test_uncompiled(package: Any) -> None:
+    model = MODELS[package]()
+    compiled = import_module(f"{package.__name__}.utilities.compile").from_compiled(
+        torch.compile(model, backend="eager")
+    )
     forward, context = compiled.forward, compiled._compiler_ctx
     with lightning_private.uncompiled(compiled):
         assert compiled._compiler_ctx is None and compiled.forward == context["original_forward"]
     assert compiled._compiler_ctx is context and compiled.forward is forward
-    with lightning_private.uncompiled(Model()) as nothing:
+    with lightning_private.uncompiled(MODELS[package]()) as nothing:
         assert nothing is None

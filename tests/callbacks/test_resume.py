@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import qgru
 from qgru.callbacks import QuantizationLifecycle
+from qgru.callbacks.packages import Callback
 
-from .models import EpochSampler, Model, assert_same, fit, loader, state, trainer
+from .models import MODELS, EpochSampler, Model, assert_same, fit, loader, state, trainer
 
 
 class Killed(Exception):
@@ -32,10 +34,11 @@ class Kill(Callback):
 
 
 def run(folder: Path, *extra: Any, ckpt_path: str | None = None, lifecycle: dict | None = None, **kwargs: Any) -> Model:
-    checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True, **kwargs.pop("checkpoint", {}))
+    package = kwargs.pop("package", lightning.pytorch)
+    checkpoint = package.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True)
     arguments = {"config": "int8", "calibrate_at_epoch": 2, "calibration_batches": 3, **(lifecycle or {})}
     callbacks = [QuantizationLifecycle(**arguments), checkpoint, *extra]
-    return fit(folder, *callbacks, ckpt_path=ckpt_path, **{"max_epochs": 5, **kwargs})
+    return fit(folder, *callbacks, model=MODELS[package], ckpt_path=ckpt_path, **{"max_epochs": 5, **kwargs})
 
 
 def run_twice(folder: Path, *extra: Any, **kwargs: Any) -> Model:
@@ -46,9 +49,9 @@ def run_twice(folder: Path, *extra: Any, **kwargs: Any) -> Model:
 
 
 @pytest.mark.parametrize("killed_at", [(1, 2), (2, 0), (3, 1), (4, 3)], ids=["float", "first QAT", "QAT", "last batch"])
-def test_killed_in_training(tmp_path: Path, killed_at: tuple[int, int]) -> None:
-    whole = run(tmp_path / "whole")
-    resumed = run_twice(tmp_path / "killed", Kill(*killed_at))
+def test_killed_in_training(tmp_path: Path, package: Any, killed_at: tuple[int, int]) -> None:
+    whole = run(tmp_path / "whole", package=package)
+    resumed = run_twice(tmp_path / "killed", Kill(*killed_at), package=package)
     assert whole.gru.use_quantization
     assert_same(state(resumed), state(whole))
     assert resumed.losses == whole.losses[-len(resumed.losses) :]

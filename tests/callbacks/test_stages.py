@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,22 +14,27 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import qgru
 from qgru.callbacks import QAT, Calibrate, Export, Finalize, QuantizationLifecycle
 
-from .models import Model, assert_same, calibrated, fit, state
+from .models import MODELS, assert_same, calibrated, fit, state
 
 
-def test_callbacks_make_up_the_lifecycle(tmp_path: Path) -> None:
-    whole = fit(tmp_path, QuantizationLifecycle("int8", calibrate_at_epoch=1, calibration_batches=2))
+def test_callbacks_make_up_the_lifecycle(tmp_path: Path, package: Any) -> None:
+    whole = fit(
+        tmp_path, QuantizationLifecycle("int8", calibrate_at_epoch=1, calibration_batches=2), model=MODELS[package]
+    )
     stages = Calibrate(epoch=1, batches=2), Finalize(), QAT(), Export(tmp_path / "files")
-    model = fit(tmp_path, *stages, model=_converted)
+    model = fit(tmp_path, *stages, model=_converted(package))
     assert_same(state(model), state(whole))
     assert model.losses == whole.losses
     assert (tmp_path / "files" / "model_qdq.onnx").is_file()
 
 
-def _converted() -> Model:
-    model = qgru.convert(Model())
-    model.gru.load_bitwidth_config("int8")
-    return model
+def _converted(package: Any) -> Callable[[], Any]:
+    def build() -> Any:
+        model = qgru.convert(MODELS[package]())
+        model.gru.load_bitwidth_config("int8")
+        return model
+
+    return build
 
 
 def test_qat_alone(tmp_path: Path) -> None:
@@ -49,8 +56,8 @@ def test_fast_dev_run_exports(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_module_compiled_as_a_whole_is_exported(tmp_path: Path) -> None:
-    model = calibrated()
+def test_module_compiled_as_a_whole_is_exported(tmp_path: Path, package: Any) -> None:
+    model = calibrated(MODELS[package])
     fit(tmp_path, QAT(), Export(tmp_path / "files"), model=torch.compile(model, backend="eager"), max_epochs=1)
     assert (tmp_path / "files" / "model_qdq.onnx").is_file() and (tmp_path / "files" / "quant_params.json").is_file()
     assert model._compiler_ctx is not None and model.forward is not model._compiler_ctx["original_forward"]

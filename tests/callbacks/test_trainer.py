@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from qgru.calibration import histogram
 from qgru.callbacks import QuantizationLifecycle
 
-from .models import Model, fit, loader, trainer
+from .models import MODELS, Model, fit, loader, trainer
 
 
 def test_modes_are_restored(tmp_path: Path) -> None:
@@ -35,10 +34,10 @@ class Stream(torch.utils.data.IterableDataset):
 
 @pytest.mark.parametrize("kind", ["map", "workers", "stream", "dict"])
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_training_data_stays_in_place(tmp_path: Path, kind: str, epoch: int) -> None:
+def test_training_data_stays_in_place(tmp_path: Path, package: Any, kind: str, epoch: int) -> None:
     """Lightning's own iterator, also one that lives in persistent workers, is where it was."""
 
-    class Recorder(Model):
+    class Recorder(MODELS[package]):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             batch = batch["a"] if isinstance(batch, dict) else batch
             self.seen = [*getattr(self, "seen", []), batch[0].sum().item()]
@@ -50,7 +49,7 @@ def test_training_data_stays_in_place(tmp_path: Path, kind: str, epoch: int) -> 
         workers = {"num_workers": 1, "persistent_workers": True} if kind == "workers" else {}
         data = torch.utils.data.DataLoader(Stream(), 6) if kind == "stream" else loader(shuffle=True, **workers)
         data = {"a": data, "b": loader(6)} if kind == "dict" else data
-        trainer(tmp_path, *callbacks, max_epochs=2).fit(model, data)
+        trainer(tmp_path, *callbacks, package=package, max_epochs=2).fit(model, data)
         return model.seen
 
     def forward(module: Model, batch: Any) -> None:
@@ -59,12 +58,12 @@ def test_training_data_stays_in_place(tmp_path: Path, kind: str, epoch: int) -> 
     assert run(QuantizationLifecycle(calibrate_at_epoch=epoch, forward_fn=forward)) == run()
 
 
-def test_sqnr_goes_to_the_loggers(tmp_path: Path) -> None:
+def test_sqnr_goes_to_the_loggers(tmp_path: Path, package: Any) -> None:
     fit(
         tmp_path,
         QuantizationLifecycle(calibrate_at_epoch=1),
-        logger=CSVLogger(tmp_path),
-        model=Model(bidirectional=True),
+        logger=package.loggers.CSVLogger(tmp_path),
+        model=MODELS[package](bidirectional=True),
     )
     header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0].split(",")
     for name in ("gate.z_out", "gate.z_out_reverse", "weight.W", "weight.W_reverse", "output.h_reverse"):
@@ -118,8 +117,8 @@ def test_compiled(tmp_path: Path, whole: bool) -> None:
     assert gru.is_calibrated() and gru.use_quantization
 
 
-def test_configure_model(tmp_path: Path) -> None:
-    class Configured(Model):
+def test_configure_model(tmp_path: Path, package: Any) -> None:
+    class Configured(MODELS[package]):
         def __init__(self) -> None:
             super().__init__()
             self.gru = None

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from qgru.callbacks import QuantizationLifecycle
 
-from .models import Model, assert_same, fit
+from .models import MODELS, Model, assert_same, fit
 
 
 class Code:
@@ -29,8 +29,8 @@ class DictOfItsOwn(dict):
     pass
 
 
-def run(folder: Path, model: Any = Model, **kwargs: Any) -> tuple[Any, ModelCheckpoint]:
-    best = ModelCheckpoint(folder / "best", "{epoch}", monitor="val_loss", mode="max", save_last=True)
+def run(folder: Path, model: Any = Model, package: Any = lightning.pytorch, **kwargs: Any) -> tuple[Any, Any]:
+    best = package.callbacks.ModelCheckpoint(folder / "best", "{epoch}", monitor="val_loss", mode="max", save_last=True)
     lifecycle = QuantizationLifecycle(calibrate_at_epoch=1, export_dir=str(folder / "files"))
     return fit(folder, lifecycle, best, model=model, **kwargs), best
 
@@ -57,20 +57,22 @@ def test_code_in_a_file_that_a_resumed_checkpoint_names_does_not_run(tmp_path: P
     assert touched.exists(), "the file would have run its code"
 
 
-class Typed(Model):
-    """Its checkpoints hold objects that torch does not load as weights."""
+def typed(kept: Any, package: Any = lightning.pytorch) -> Any:
+    """A model whose checkpoints hold objects that torch does not load as weights."""
 
-    kept: Any = None
+    class Typed(MODELS[package]):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["kept"] = kept
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kept"] = self.kept
+    return Typed()
 
 
 @pytest.mark.parametrize("kept", [SimpleNamespace(a=[1]), Path("x"), {"type": Model}], ids=lambda kept: str(type(kept)))
-def test_best_weights_are_exported_whatever_hyperparameters_stand_beside_them(tmp_path: Path, kept: Any) -> None:
-    model = Typed()
-    model.kept = kept
-    _, best = run(tmp_path, model)
+def test_best_weights_are_exported_whatever_hyperparameters_stand_beside_them(
+    tmp_path: Path, package: Any, kept: Any
+) -> None:
+    model = typed(kept, package)
+    _, best = run(tmp_path, model, package)
     saved = torch.load(best.best_model_path, weights_only=False)
     assert type(saved["kept"]) is type(kept)
     exported = torch.load(tmp_path / "files" / "qat.ckpt", weights_only=False)["state_dict"]
@@ -79,8 +81,7 @@ def test_best_weights_are_exported_whatever_hyperparameters_stand_beside_them(tm
 
 
 def test_what_cannot_be_read_so_leads_to_the_last_weights_and_says_it(tmp_path: Path) -> None:
-    model = Typed()
-    model.kept = DictOfItsOwn(a=1)
+    model = typed(DictOfItsOwn(a=1))
     with pytest.warns(
         UserWarning, match="exporting the last weights; the best checkpoint .*epoch=.* can't serve.*DictOfItsOwn"
     ):
