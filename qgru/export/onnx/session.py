@@ -67,7 +67,9 @@ class Session:
 
         Args:
             layer: its name.
-            inputs, outputs, layout: as a `Call` has them.
+            inputs: as a `Call` has them.
+            outputs: likewise.
+            layout: likewise.
         """
         copies = (tuple(tensor.clone() for tensor in tensors) for tensors in (inputs, outputs))
         self.calls.append(Call(layer, *copies, layout))

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qgru import torch_private
 from qgru.direction import directions_of
+from qgru.export.formats import UntraceableInputError
 from qgru.export.onnx import quantized, standard
 from qgru.export.onnx.arithmetic import Target
 from qgru.export.onnx.program import Program
@@ -43,7 +44,7 @@ def traced_forward(
         output and h_n, laid out as `nn.GRU` does; None outside of an export.
 
     Raises:
-        TypeError: where `input` is packed, which ONNX has no form of.
+        UntraceableInputError: where `input` is packed, which ONNX has no form of.
         RuntimeError: where the layer is to be quantized and not calibrated.
         ValueError: where the exact arithmetic of an operator has no form in ONNX, or the layer is in bfloat16; the
             message names it.
@@ -53,7 +54,9 @@ def traced_forward(
         return None
     name = session.names[id(gru)] if session else type(gru).__name__
     if isinstance(input, PackedSequence):
-        raise TypeError(f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input")
+        raise UntraceableInputError(
+            f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input"
+        )
     is_quantized = gru.export_format == "qdq" and not gru.bitwidth_config.disable_quantization
     layout = Layout(gru.batch_first, input.dim() == 3)
     with _named(name):
