@@ -1,7 +1,7 @@
 """Whole models as people write them around a GRU, small.
 
-What stands beside the GRUs computes without rounding, so that a file's outputs are the module's to the last bit: weights
-and inputs are multiples of 1/8.
+What stands beside the GRUs computes without rounding, so that a file's outputs are the module's to the last bit: its
+weights and its inputs are multiples of 1/8.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qgru
 from qgru.stages import calibrate, finalize
-from tests.export.models import random_config
+from tests.export.models import ONLY_8_BITS, random_config
 
 
 class ConvFrontEnd(nn.Module):
@@ -39,8 +39,7 @@ class TwoInARow(nn.Module):
 
     def __init__(self, batch_first: bool = False) -> None:
         super().__init__()
-        self.first = nn.GRU(3, 5, bidirectional=True, batch_first=batch_first)
-        self.second = nn.GRU(10, 4, batch_first=batch_first)
+        self.first, self.second = nn.GRU(3, 5, batch_first=batch_first), nn.GRU(5, 4, batch_first=batch_first)
 
     def inputs(self, batch: int, time: int) -> tuple[Tensor, ...]:
         return (grid_noise(*((batch, time) if self.first.batch_first else (time, batch)), 3),)
@@ -50,46 +49,37 @@ class TwoInARow(nn.Module):
 
 
 class TwoInARowBatchFirst(TwoInARow):
-    """The same, and torch's exporter cancels what transposes the one's output for the other."""
+    """The same, where an exporter cancels what transposes the one's output for the other."""
 
     def __init__(self) -> None:
         super().__init__(batch_first=True)
 
 
-class GroupedGRU(nn.Module):
-    """Two GRUs side by side on the halves of the features, with their initial states."""
-
-    def __init__(self, input_size: int, hidden_size: int, bidirectional: bool = False) -> None:
-        super().__init__()
-        options = {"batch_first": True, "bidirectional": bidirectional}
-        self.low = nn.GRU(input_size // 2, hidden_size // 2, **options)
-        self.high = nn.GRU(input_size // 2, hidden_size // 2, **options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(1 + self.low.bidirectional, x.shape[0], 2 * self.low.hidden_size)
-        parts = zip((self.low, self.high), x.chunk(2, -1), h.chunk(2, -1), strict=True)
-        return torch.cat([gru(part, state.contiguous())[0] for gru, part, state in parts], -1)
-
-
 class DualPath(nn.Module):
-    """Over the frequencies in both directions, then over time, as in speech enhancement: (batch, channel, time, freq)."""
+    """As in speech enhancement, (batch, channel, time, frequency): over frequency in both directions, then over time.
+
+    In front, a GRU over time that weighs the channels.
+    """
 
     axes = {"x": [0, 2]}
 
     def __init__(self) -> None:
         super().__init__()
-        self.intra, self.intra_head = GroupedGRU(4, 4, bidirectional=True), nn.Linear(8, 4)
-        self.inter, self.inter_head = GroupedGRU(4, 6), nn.Linear(6, 4)
+        self.attention, self.attention_head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+        self.intra, self.intra_head = nn.GRU(3, 2, batch_first=True, bidirectional=True), nn.Linear(4, 3)
+        self.inter, self.inter_head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
 
     def inputs(self, batch: int, time: int) -> tuple[Tensor, ...]:
-        return (grid_noise(batch, 4, time, 5),)
+        return (grid_noise(batch, 3, time, 4),)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
+        weights = self.attention_head(self.attention(x.mean(-1).transpose(1, 2))[0]).transpose(1, 2)
+        x = (x * weights.unsqueeze(-1)).permute(0, 2, 3, 1)
         batch, time, freq, channels = x.shape
-        y = self.intra_head(self.intra(x.reshape(batch * time, freq, channels)))
+        y = self.intra_head(self.intra(x.reshape(batch * time, freq, channels))[0])
         x = (x + y.view(batch, -1, freq, channels)).permute(0, 2, 1, 3)
-        y = self.inter_head(self.inter(x.reshape(batch * freq, time, channels)))
+        state = torch.zeros(1, batch * freq, self.inter.hidden_size)
+        y = self.inter_head(self.inter(x.reshape(batch * freq, time, channels), state)[0])
         return (x + y.view(batch, freq, -1, channels)).permute(0, 3, 2, 1)
 
 
@@ -110,14 +100,13 @@ class SqueezeFrontEnd(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """The encoder's last state is the decoder's first."""
+    """The encoder's last state is the decoder's first; its output is not used."""
 
     axes = {"source": [0, 1], "target": [0, 1]}
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.GRU(3, 4, num_layers=2, batch_first=True)
-        self.decoder = nn.GRU(2, 4, num_layers=2, batch_first=True)
+        self.encoder, self.decoder = nn.GRU(3, 4, batch_first=True), nn.GRU(2, 4, batch_first=True)
         self.head = nn.Linear(4, 3)
 
     def inputs(self, batch: int, time: int) -> tuple[Tensor, ...]:
@@ -127,43 +116,20 @@ class EncoderDecoder(nn.Module):
         return self.head(self.decoder(target, self.encoder(source)[1])[0])
 
 
-class LastStep(nn.Module):
-    """The output of the last step alone."""
+class TwiceLastStep(nn.Module):
+    """One GRU called twice, the second time on its own output; of that the last step alone."""
 
     axes = {"x": [0, 1]}
 
     def __init__(self) -> None:
         super().__init__()
-        self.gru, self.head = nn.GRU(3, 5, bidirectional=True, batch_first=True), nn.Linear(10, 2)
-
-    def inputs(self, batch: int, time: int) -> tuple[Tensor, ...]:
-        return (grid_noise(batch, time, 3),)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(x)[0][:, -1])
-
-
-class LastState(LastStep):
-    """h_n alone, both directions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(x)[1].transpose(0, 1).flatten(1))
-
-
-class Twice(nn.Module):
-    """One GRU called twice, on its own output."""
-
-    axes = {"x": [0, 1]}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru = nn.GRU(4, 4, batch_first=True)
+        self.gru, self.head = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2)
 
     def inputs(self, batch: int, time: int) -> tuple[Tensor, ...]:
         return (grid_noise(batch, time, 4),)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gru(self.gru(x)[0])[0]
+        return self.head(self.gru(self.gru(x)[0])[0][:, -1])
 
 
 def grid_noise(*shape: int) -> Tensor:
@@ -172,7 +138,7 @@ def grid_noise(*shape: int) -> Tensor:
 
 
 def quantized(model: nn.Module, seed: int) -> nn.Module:
-    """Convert a model of this file, with random widths to 8 bits and weights on the grid, and calibrate it."""
+    """Convert a model of this file, with 8-bit grids at random and its other weights in eighths, and calibrate it."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     qgru.convert(model.eval())
@@ -181,9 +147,12 @@ def quantized(model: nn.Module, seed: int) -> nn.Module:
             if not name.rpartition(".")[2].endswith(("_l0", "_l1", "_l0_reverse")):
                 parameter.copy_((parameter * 8).round() / 8)
     for gru in qgru.quantized_layers(model).values():
-        gru.load_bitwidth_config(random_config(rng, range(6, 9)))
+        gru.load_bitwidth_config(random_config(rng, ONLY_8_BITS))
     calibrate(model, [model.inputs(8, 9)], lambda module, batch: module(*batch))
     finalize(model)
     for gru in qgru.quantized_layers(model).values():
         gru.use_quantization = True
     return model
+
+
+MODELS = (ConvFrontEnd, TwoInARow, TwoInARowBatchFirst, DualPath, SqueezeFrontEnd, EncoderDecoder, TwiceLastStep)
