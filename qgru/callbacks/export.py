@@ -17,6 +17,7 @@ from qgru.callbacks import lightning_private
 from qgru.callbacks.batches import training_batches
 from qgru.callbacks.folder import check_folder
 from qgru.convert import quantized_layers
+from qgru.files import shown
 from qgru.stages import export
 from qgru.stages.exporting import check_formats, example_args
 from qgru.stages.passes import ForwardFn, call_model
@@ -39,7 +40,8 @@ class Export(Callback):
             ``{"x": [0, 2]}``. None is 0 and 1 of each, as far as the model allows.
 
     Raises:
-        ValueError: for an unknown format, or `dynamic_axes` that are not dimensions.
+        ValueError: for an unknown format, `dynamic_axes` that are not dimensions, or `example_inputs` that are not
+            arguments.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Export(Callback):
     ) -> None:
         check_formats(formats)
         self.directory, self.formats, self.forward_fn = Path(directory), tuple(formats), forward_fn
-        self.example_inputs, self._axes = example_inputs, _named_axes(dynamic_axes or {})
+        self._axes = _named_axes(dynamic_axes or {})
+        self.example_inputs = _checked(example_inputs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out whether the directory can be written to, and whether `dynamic_axes` names what the model takes.
@@ -62,8 +65,21 @@ class Export(Callback):
             ValueError: naming the input that the model's `forward` has no parameter for.
         """
         if stage == "fit":
-            _check_names(self._axes, pl_module)
+            self.check_axes(pl_module)
             check_folder(trainer, self.directory, pl_module)
+
+    def check_axes(self, pl_module: LightningModule) -> None:
+        """Refuse `dynamic_axes` of inputs that the model's `forward` can't have.
+
+        Raises:
+            ValueError: naming the input.
+        """
+        known = list(inspect.signature(pl_module.forward).parameters)
+        for name in self._axes:
+            if name not in known and re.sub(r"_\d+$", "", name) not in known:  # several tensors of one are numbered
+                raise ValueError(
+                    f"dynamic_axes names {name!r}; {type(pl_module).__name__}.forward takes {', '.join(known)}"
+                )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the weights the fit ends with, where they are quantized."""
@@ -105,6 +121,18 @@ class Export(Callback):
             return None
 
 
+def _checked(given: Any) -> Any:
+    """Return `example_inputs`, where they are one of the kinds that there are."""
+    is_sequence = isinstance(given, Sequence) and not isinstance(given, str)
+    is_size = is_sequence and all(isinstance(entry, int) for entry in given)
+    if given is not None and not isinstance(given, torch.Tensor) and (is_size or not is_sequence):
+        raise ValueError(
+            f"example_inputs is {shown(given)}; expected a tensor, or an entry for each argument of forward, "
+            "such as [[4, 16, 50]] for one tensor of these sizes"
+        )
+    return given
+
+
 def _inputs(given: torch.Tensor | Sequence[Any], module: nn.Module) -> tuple[Any, ...]:
     """Return the positional arguments that `example_inputs` stands for."""
     dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
@@ -124,13 +152,3 @@ def _named_axes(axes: Mapping[str, Sequence[int]]) -> dict[str, dict[int, str]]:
         if not is_list or not all(isinstance(axis, int) and axis >= 0 for axis in numbers):
             raise ValueError(f"dynamic_axes[{name!r}] is {numbers!r}; expected a list of dimensions, such as [0, 1]")
     return {name: {axis: f"{name}_dim_{axis}" for axis in numbers} for name, numbers in axes.items()}
-
-
-def _check_names(axes: Mapping[str, Any], module: nn.Module) -> None:
-    """Refuse axes of inputs that `forward` can't have; several tensors of one parameter are numbered behind it."""
-    known = list(inspect.signature(module.forward).parameters)
-    for name in axes:
-        if name not in known and re.sub(r"_\d+$", "", name) not in known:
-            raise ValueError(
-                f"dynamic_axes names {name!r}; {type(module).__name__}.forward takes {', '.join(known) or 'nothing'}"
-            )

@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 from hydra.utils import instantiate
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -104,6 +103,12 @@ def test_axes_that_are_no_dimensions(axes: Any, tmp_path: Path) -> None:
         Export(tmp_path, dynamic_axes={"x": axes})
 
 
+@pytest.mark.parametrize("given", [[3, 1, 5, 4], "x", 7, ()])
+def test_example_inputs_that_are_no_arguments(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"example_inputs is .*; expected a tensor, or an entry for each argument"):
+        Export(tmp_path, example_inputs=given)
+
+
 def test_axes_of_an_input_that_there_is_not_are_refused_before_training(tmp_path: Path) -> None:
     model = Lightning(ConvFrontEnd())
     before = [parameter.clone() for parameter in model.parameters()]
@@ -121,7 +126,7 @@ def by_hydra() -> Export:
 
 
 def by_lightning_cli() -> Export:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = pytest.importorskip("jsonargparse").ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Callback, "callback")
     node = {"class_path": "qgru.callbacks.export.Export", "init_args": SETTINGS}
     return parser.instantiate(parser.parse_object({"callback": node})).callback
