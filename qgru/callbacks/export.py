@@ -62,7 +62,6 @@ class Export(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out whether the formats' packages are there, and whether the directory and `dynamic_axes` will do.
 
-
         Raises:
             ImportError: naming the package that is missing, on every rank.
             OSError: naming it, on every rank, where it can't, or where the disk has no room for the parameters.
