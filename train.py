@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import qgru.hydra  # noqa: F401  gives the presets their types
 from qgru.report import compare
+from qgru.report.metrics import check_metrics
 
 
 def nodes(group: DictConfig | None) -> list[Any]:
@@ -32,6 +33,7 @@ def main(cfg: DictConfig) -> float | list[float]:
     datamodule = instantiate(cfg.datamodule, _convert_="all")
     model = instantiate(cfg.model, _convert_="all")
     trainer = instantiate(cfg.trainer, callbacks=nodes(cfg.callbacks), logger=nodes(cfg.logger))
+    check_metrics(trainer, model, datamodule, cfg.optimized_metric)
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     rows = compare(trainer, model, datamodule, trainer.default_root_dir)
     values = {"weight_bytes": rows[-1].weight_bytes} | {row.metric: row.value for row in rows}

@@ -6,6 +6,7 @@ from typing import Any
 from qgru.checkpoints import load_from_checkpoint, loads_quantized
 from qgru.configs import load_config
 from qgru.convert import convert, float_state_dict, quantized_layers, revert
+from qgru.entry_points import tell_hydra
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
 from qgru.schema import BitwidthConfig, OperatorConfig
@@ -35,3 +36,6 @@ def __getattr__(name: str) -> Any:
     if name in ("callbacks", "export", "report", "stages"):
         return import_module(f"qgru.{name}")
     raise AttributeError(f"module 'qgru' has no attribute {name!r}")
+
+
+tell_hydra()

@@ -6,13 +6,14 @@ reference to it holds the converted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qgru.exclusion import check_matches, excluded
 from qgru.gru import QuantGRU
 from qgru.state import BUFFERS
 
@@ -41,17 +42,26 @@ def _blank(cls: type[nn.GRU]) -> QuantGRU:
     return quantized.__new__(quantized)
 
 
-def convert(module: Module) -> Module:
+def convert(module: Module, exclude: Sequence[str] = ()) -> Module:
     """Turn every `nn.GRU` inside `module`, or `module` itself, into a `QuantGRU`, in place.
 
     The module objects and their Parameters stay the same ones; a subclass of `nn.GRU` keeps its own methods; what is
     a `QuantGRU` already is left alone.
 
+    Args:
+        module: any module.
+        exclude: qualified names of layers that stay in float, with wildcards: ``["teacher.*"]``.
+
     Returns:
         `module`.
+
+    Raises:
+        ValueError: for a name in `exclude` that matches no `nn.GRU`; lists those that there are.
     """
+    check_matches(module, exclude)
+    stay = excluded(module, exclude)
     for gru in _modules(module, nn.GRU):
-        if not isinstance(gru, QuantGRU):
+        if not isinstance(gru, QuantGRU) and gru not in stay:
             _change_class(gru, _quantized_class)
             gru._attach()
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.packages import Callback, MisconfigurationException, Trainer, classes
+from qgru.exclusion import excluded
 from qgru.gru import QuantGRU
 
 if TYPE_CHECKING:
@@ -36,8 +38,12 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_averaging(trainer: Trainer) -> None:
+def check_averaging(trainer: Trainer, exclude: Sequence[str] = ()) -> None:
     """Refuse weight averaging that would average the integer state, or that holds a model without it.
+
+    Args:
+        trainer: whose callbacks are looked at.
+        exclude: names of the layers that stay in float; see `qgru.convert`.
 
     Raises:
         MisconfigurationException: naming the fix.
@@ -50,7 +56,7 @@ def check_averaging(trainer: Trainer) -> None:
                 f"expected {name}(use_buffers=False)"
             )
         copied = lightning_private.averaged_model(callback)
-        if copied is not None and holds_float_gru(copied):
+        if copied is not None and holds_float_gru(copied, exclude):
             raise MisconfigurationException(
                 f"{name} copied the model before its nn.GRU layers were converted; list the quantization callback "
                 f"before {name} in Trainer(callbacks=[...])"
@@ -86,6 +92,7 @@ def _averaging_after(trainer: Trainer, callback: Callback) -> list[Callback]:
     return [other for other in later if isinstance(other, _AVERAGING_AT_THE_END)]
 
 
-def holds_float_gru(module: nn.Module) -> bool:
-    """Tell whether some `nn.GRU` in a module is not converted."""
-    return any(isinstance(child, nn.GRU) and not isinstance(child, QuantGRU) for child in module.modules())
+def holds_float_gru(module: nn.Module, exclude: Sequence[str] = ()) -> bool:
+    """Tell whether some `nn.GRU` in a module is not converted, though not excluded."""
+    floats = {child for child in module.modules() if isinstance(child, nn.GRU) and not isinstance(child, QuantGRU)}
+    return bool(floats - excluded(module, exclude))

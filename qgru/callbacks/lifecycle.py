@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from qgru.callbacks.packages import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    classes,
     rank_zero_info,
     rank_zero_warn,
 )
 from qgru.callbacks.pickling import PickledAsArguments
+from qgru.callbacks.preflight import announce, check_packages
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
+from qgru.callbacks.schedule import calibration_epoch
 from qgru.callbacks.weights import exported_weights, share_quantization_state
 from qgru.configs import load_config
 from qgru.convert import convert, quantized_layers
+from qgru.exclusion import check_matches, check_patterns, matching, staying_float
 from qgru.stages.calibration import uncalibrated_layers
 from qgru.stages.passes import ForwardFn
 
@@ -56,6 +60,10 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     quantized. So does `StochasticWeightAveraging`, listed anywhere: what is exported are the weights that the fit ends
     with. Strategies that shard parameters are refused.
 
+    What would go wrong later is found before the first step: a package that a format needs, a folder, a `forward_fn`
+    that does not fit, a layer that no batch reaches. The trial is one call on a copy of the first batch; it leaves the
+    module, its data and all random states as they were.
+
     A checkpoint of any stage resumes to the same integers: grids are in the module's state dict, random states in the
     checkpoint. Modules that come calibrated are trained on with their grids. `Trainer(fast_dev_run=True)` runs every
     stage on its few batches.
@@ -75,7 +83,9 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         export_dir: where files go; None writes none.
         export_formats: of ``"qdq"`` and ``"float"``.
         forward_fn: `forward_fn(module, batch)` calls the model on a training batch; by default `module(batch[0])`
-            for a tuple or list, else `module(batch)`.
+            for a tuple or list, else `module(batch)`. `lambda module, batch: module.training_step(batch, 0)` works
+            as well, where the optimization is automatic; nothing is logged by it.
+        exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -90,10 +100,12 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         export_dir: str | None = None,
         export_formats: Sequence[str] = ("qdq",),
         forward_fn: ForwardFn | None = None,
+        exclude: Sequence[str] = (),
     ) -> None:
         self.config = load_config(config)
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
         self.export_dir = None if export_dir is None else Path(export_dir)
+        self.exclude = check_patterns(exclude)
         self._calibrate = Calibrate(calibrate_at_epoch or 0, calibration_batches, forward_fn)
         self._finalize = Finalize()
         self._qat = QAT()
@@ -115,19 +127,25 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         if stage == "fit":
             check_strategy(trainer)
             pl_module.configure_model()
-            check_averaging(trainer)
+            check_averaging(trainer, self.exclude)
+            if any(type(pl_module).setup is kind.setup for kind in classes("LightningModule")):
+                check_matches(pl_module, self.exclude)  # else it may build layers later
             if not self.config.disable_quantization and self.export_dir is not None:
+                check_packages(trainer, self._export.formats)
                 check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
-        _convert(pl_module)
-        self._conversion = pl_module.register_load_state_dict_pre_hook(_convert)
+        self._convert(pl_module)
+        self._conversion = pl_module.register_load_state_dict_pre_hook(self._convert)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the bit widths of the layers that are not calibrated."""
-        layers = quantized_layers(convert(pl_module))
+        layers = quantized_layers(convert(pl_module, self.exclude))
         self._qat.on_fit_start(trainer, pl_module)
         if not layers:
-            raise MisconfigurationException(f"{type(pl_module).__name__} holds no nn.GRU; there is nothing to quantize")
+            floats = "".join(f"; {name} ({why}) stays in float" for name, why in staying_float(pl_module).items())
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} holds no nn.GRU to convert; there is nothing to quantize{floats}"
+            )
         for name, layer in layers.items():
             if not layer.is_calibrated():
                 layer.load_bitwidth_config(self.config)
@@ -139,10 +157,13 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             rank_zero_info("qgru: the configuration has disable_quantization: the run stays in float")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plan the float stage, where there is one."""
+        """Say what is to be done, and plan the float stage, where there is one."""
+        self._calibrate.on_train_start(trainer, pl_module)
         self._qat.on_train_start(trainer, pl_module)
+        if not self.config.disable_quantization:
+            announce(trainer, pl_module)
         if self._is_float(pl_module) and not self.config.disable_quantization:
-            self._calibration_epoch = self._plan(trainer)
+            self._calibration_epoch = calibration_epoch(trainer, self.calibrate_at_epoch, self.qat)
             if self.qat:
                 self._gate.close(trainer)
 
@@ -162,8 +183,10 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             rewind(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Go on with the random states of a checkpoint from the middle of an epoch."""
+        """Before the first step, try what calibration will do; go on with the random states of a checkpoint."""
         self._resumption.before_batch(trainer)
+        if not self.config.disable_quantization and not self._calibrate.try_call(trainer, pl_module, batch):
+            self._warn_without_example(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what was compared with the float stage's last score before there was a quantized one."""
@@ -212,19 +235,13 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             self._has_trained_quantized = state["has_trained_quantized"]
             self._has_stale_scores = state["has_stale_scores"]
 
-    def _plan(self, trainer: Trainer) -> float:
-        """Return the epoch at which to calibrate; infinity is after the last one."""
-        if trainer.fast_dev_run:
-            return 0 if self.qat else inf
-        if self.calibrate_at_epoch is not None or not self.qat:
-            return inf if self.calibrate_at_epoch is None else self.calibrate_at_epoch
-        epochs = _planned_epochs(trainer)
-        if epochs == inf:
-            raise MisconfigurationException(
-                f"calibrate_at_epoch=None is after 70 % of the epochs, and max_epochs={trainer.max_epochs}, "
-                f"max_steps={trainer.max_steps} do not say how many there are; expected a number for calibrate_at_epoch"
+    def _warn_without_example(self, pl_module: LightningModule) -> None:
+        if self.export_dir is not None and self._export.formats and pl_module.example_input_array is None:
+            rank_zero_warn(
+                f"qgru: forward_fn does not call {type(pl_module).__name__} itself, so there is no example of its "
+                "forward's arguments: each quantized layer will be exported by itself; expected a forward_fn that "
+                "calls module(...), or example_input_array"
             )
-        return min(round(0.7 * epochs), epochs - 1)
 
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.current_epoch >= self._calibration_epoch or (
@@ -270,15 +287,6 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         if self.export_dir is not None:
             write_weights(trainer, self.export_dir / name)
 
-
-def _convert(module: LightningModule, *_: Any) -> None:
-    exclude_from_broadcast(convert(module))
-
-
-def _planned_epochs(trainer: Trainer) -> float:
-    """Return how many epochs `max_epochs` and `max_steps` allow."""
-    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else inf
-    if trainer.max_steps == -1 or trainer.num_training_batches == inf:
-        return epochs
-    steps_per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return min(epochs, ceil(trainer.max_steps / steps_per_epoch))
+    def _convert(self, module: LightningModule, *_: Any) -> None:
+        """Convert what is there; what a pattern of `exclude` names may be built later."""
+        exclude_from_broadcast(convert(module, matching(module, self.exclude)))

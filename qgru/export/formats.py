@@ -5,8 +5,10 @@ A new format is a folder in this package, and a line at the end of this file.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,10 @@ from qgru.files import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+class UntraceableInputError(TypeError):
+    """What a model or one of its layers is given can't be the input of a graph."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,21 @@ class Format:
             ``export_layer``, which are the methods of these names and take the format's name behind `path`, and, where
             `is_traced`, ``traced_forward(gru, input, hx)``.
         is_traced: True where a plain `torch.onnx.export` of layers whose ``export_mode`` is on writes it as well.
+        requires: the packages that it imports when it is written.
+        extra: of qgru, which installs them.
     """
 
     name: str
     suffix: str
     home: str
     is_traced: bool = False
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+
+    def why_unavailable(self) -> str | None:
+        """Say what is not installed that it needs; None where it can be written."""
+        missing = [name for name in self.requires if name not in sys.modules and find_spec(name) is None]
+        return f"needs {' and '.join(missing)}: pip install 'qgru[{self.extra}]'" if missing else None
 
     def export_model(self, model: nn.Module, args: Any, path: str | Path, **options: Any) -> Any:
         """Write a whole model, whole or not at all.
@@ -46,6 +61,9 @@ class Format:
 
         Returns:
             A report with a `path`.
+
+        Raises:
+            UntraceableInputError: where another example, of tensors alone, may do.
         """
         return self._home.export_model(model, args, path, self.name, **options)
 
@@ -106,4 +124,4 @@ def _find(name: str, what: str, known: dict[str, Format]) -> Format:
 
 
 for _name in ("float", "qdq"):
-    register(Format(_name, ".onnx", "qgru.export.onnx", is_traced=True))
+    register(Format(_name, ".onnx", "qgru.export.onnx", True, requires=("onnx", "onnxruntime"), extra="onnx"))

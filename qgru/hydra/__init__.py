@@ -1,11 +1,12 @@
 """The Hydra side of qgru: ``+quant=int8_mixed`` in any Hydra project, with typed bit widths.
 
 A wheel installs this package under ``hydra_plugins`` too, where Hydra finds it by itself. Hydra can't list an editable
-install, so there (and wherever in doubt) the program says ``import qgru.hydra``, or its primary configuration says
-``hydra: {searchpath: [pkg://qgru.conf]}``.
+install, so there (and wherever in doubt) the program says ``import qgru`` behind ``import hydra``, or its primary
+configuration says ``hydra: {searchpath: [pkg://qgru.conf]}``. Where it did neither, qgru warns when it is used.
 """
 
 # Hydra executes plugins before they are in sys.modules: no `from __future__ import annotations` beside dataclasses.
+import warnings
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -67,12 +69,13 @@ class QuantNode:
 
 
 class QGRUSearchPathPlugin(SearchPathPlugin):
-    """Appends qgru's configuration folder to Hydra's search path, after the program's own."""
+    """Appends qgru's configuration folder, and bit width files, to Hydra's search path, after the program's own."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folder, once."""
+        """Append them, once."""
         if all(entry.provider != "qgru" for entry in search_path.get_path()):
             search_path.append(provider="qgru", path=f"file://{conf_folder()}")
+            search_path.append(provider="qgru", path=f"qgru-files://{conf_folder()}")
 
 
 def conf_folder() -> Path:
@@ -86,6 +89,26 @@ def conf_folder() -> Path:
     return presets.conf_folder()
 
 
+def warn_of_a_late_import() -> None:
+    """Say so where a preset was asked for and Hydra, which did not know of it, has made a plain string of it."""
+    if not HydraConfig.initialized() or "quant" in HydraConfig.get().runtime.choices:
+        return
+    presets = {path.stem for path in (conf_folder() / "quant").glob("*.yaml")}
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "quant" and (value in presets or value.endswith(".json")):
+            warnings.warn(
+                f"{override} had no effect but the plain string {value!r}: the configuration was composed before Hydra "
+                "knew of qgru's presets. Write import qgru behind import hydra at the top of the program, or put "
+                "hydra.searchpath=[pkg://qgru.conf] on the command line",
+                stacklevel=2,
+            )
+
+
 ConfigStore.instance().store(group="qgru_schema", name="typed", node=QuantNode, provider="qgru")
-if __name__ == "qgru.hydra":  # as part of hydra_plugins, Hydra is about to register it
+if __name__ == "qgru.hydra":  # as part of hydra_plugins, Hydra is about to register both
+    from qgru.hydra.files import QGRUFileSource
+
     Plugins.instance().register(QGRUSearchPathPlugin)
+    Plugins.instance().register(QGRUFileSource)
+    warn_of_a_late_import()

@@ -16,7 +16,7 @@ import qgru
 from qgru.callbacks.ranks import exclude_from_broadcast, include_in_broadcast
 from qgru.stages import start_qat_epoch
 
-from . import ddp_run
+from . import ddp_failing_run, ddp_run
 from .models import Model, calibrated
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,17 @@ def test_ranks_that_differ_become_rank_zero(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "start.pt")
     records = run_two(tmp_path / "two", tmp_path / "start.pt", package="pytorch_lightning")
     assert_integers(records, dict(model.gru.named_buffers()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_call_that_fails_on_one_rank_ends_the_fit_on_both(tmp_path: Path, epoch: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", ddp_failing_run.__file__, str(tmp_path), str(epoch)]
+    subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    zero, one = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
+    assert one.startswith("0 steps: calling Model on a training batch (list) as forward_fn(module, batch) failed with")
+    assert zero == f"0 steps: rank 1 failed: {one.removeprefix('0 steps: ')}"
 
 
 def test_what_ddp_ignores_is_added_to_and_given_back() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
+
+from qgru.hydra.files import check_overrides
+from qgru.schema import OPERATORS, BitwidthConfig
 
 ROOT = Path(__file__).parents[2]
 APP = """
@@ -34,7 +39,7 @@ def project(folder: Path, imports: str = "", config: str = "") -> Path:
     return folder / "app.py"
 
 
-def run(app: Path, *overrides: str, path: Path | None = None) -> subprocess.CompletedProcess:
+def run(app: Path, *overrides: str, path: Path | str | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(path or "")}
     command = [sys.executable, str(app), "hydra.run.dir=out", *overrides]
     return subprocess.run(command, cwd=app.parent, env=environment, capture_output=True, text=True, check=False)
@@ -58,6 +63,112 @@ def test_an_editable_install_is_found_by_import_or_searchpath(tmp_path, imports,
     lifecycle = cfg["callbacks"]["quantization"]
     assert lifecycle["config"] == cfg["quant"]
     assert Path(lifecycle["export_dir"]) == tmp_path / "out"
+
+
+EDITABLE = ROOT  # on the path, and nothing that Hydra could list as its plugin
+
+
+@pytest.mark.parametrize("imports", ["import hydra\nimport qgru", "import qgru\nimport hydra\nimport qgru.callbacks"])
+def test_importing_qgru_behind_hydra_is_enough(tmp_path, imports):
+    cfg = composed(run(project(tmp_path, imports), "+quant=int8", f"{BITS}=4", path=EDITABLE))["cfg"]
+    assert cfg["quant"]["operator_config"]["gate"]["z_out"]["bitwidth"] == 4
+    assert cfg["callbacks"]["quantization"]["_target_"] == "qgru.callbacks.QuantizationLifecycle"
+
+
+def test_importing_it_without_hydra_imports_no_hydra():
+    code = "import sys, qgru; sys.exit('hydra' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+LATE = "import hydra\n\n@hydra.main(version_base='1.3', config_path=None)\n"
+WARNING = "+quant=int8 had no effect but the plain string 'int8'"
+
+
+@pytest.mark.parametrize("used", ["import qgru", "from qgru.callbacks import QuantizationLifecycle", "Trainer"])
+def test_a_preset_that_hydra_did_not_know_is_spoken_of_where_qgru_is_used(tmp_path, used):
+    if used == "Trainer":  # as an install has it, also where nobody says qgru
+        (tmp_path / "site" / "qgru_site-0.dist-info").mkdir(parents=True)
+        entry = "[lightning.pytorch.callbacks_factory]\nqgru = qgru.entry_points:callbacks\n"
+        (tmp_path / "site" / "qgru_site-0.dist-info" / "entry_points.txt").write_text(entry)
+        (tmp_path / "site" / "qgru_site-0.dist-info" / "METADATA").write_text("Name: qgru-site\nVersion: 0\n")
+        used = "from lightning import Trainer; Trainer(logger=False, accelerator='cpu')"
+    app = tmp_path / "app.py"
+    app.write_text(LATE + f"def main(cfg):\n    assert cfg.quant == 'int8'\n    {used}\nmain()\n")
+    path = f"{ROOT}{os.pathsep}{tmp_path / 'site'}"
+    late = run(app, "+quant=int8", path=path)
+    assert late.returncode == 0 and late.stderr.count(WARNING) == 1, late.stderr
+    assert "import qgru behind import hydra" in late.stderr
+
+
+def test_another_quant_is_not_spoken_of(tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text(LATE + "def main(cfg):\n    assert cfg.quant == 'mine'\n    import qgru\nmain()\n")
+    result = run(app, "+quant=mine", "+quantity=int8", path=EDITABLE)
+    assert result.returncode == 0 and not result.stderr
+
+
+def test_a_wrong_key_ends_with_one_message_that_offers_no_plus(tmp_path):
+    override = "quant.operator_config.gate.z_owt.bitwidth=4"
+    failed = run(project(tmp_path, "import hydra\nimport qgru"), "+quant=int8", override, path=EDITABLE)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"{override}: there is no operator 'gate.z_owt'; the nearest is 'gate.z_out' (")
+    assert "append" not in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("chosen", ["+quant=int8", "quant=w4a8,int16", "+quant=some/where.json"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out' ("),
+        ("+quant.operator_config.gate.z_owt.bitwidth=4", "no operator 'gate.z_owt'; the nearest is 'gate.z_out' ("),
+        ("quant.operator_config.gats.z_out.bitwidth=4", "no operator 'gats.z_out'; the nearest is 'gate.z_out' ("),
+        ("quant.operator_config.gats={}", "no operator 'gats'; the nearest is "),
+        ("quant.gate.z_out.bitwidth=4", "no 'gate' in quant; expected quant.operator_config.<operator>.<field>"),
+        ("quant.operator_config.gate.z_out.bits=4", "operator 'gate.z_out' has no 'bits'; expected bitwidth, is_"),
+        ("quant.operator_config.gate.z_out.bitwidth.x=4", "operator 'gate.z_out' has no 'bitwidth.x'; expected bitwid"),
+    ],
+)
+def test_a_wrong_key_lists_the_operators(chosen, override, message):
+    with pytest.raises(ConfigCompositionException, match=re.escape(message)) as error:
+        check_overrides(["--multirun", chosen, override], ROOT / "conf")
+    assert str(error.value).startswith(override.lstrip("+"))
+    assert "expected bitwid" in message or all(name in str(error.value) for name in OPERATORS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["+quant=mine", "quant.bits=3", "quant.operator_config.gates=4"],
+        ["quant.bits=3"],
+        ["+quant=int8", "~quant.operator_config.gates", "model.gate=3", "-m", "quantity.gate=2"],
+        ["+quant=int8", *(f"quant.operator_config.{name}.bitwidth=4" for name in OPERATORS)],
+        ["+quant=int8", "quant.operator_config.gate={}", "quant.operator_config.gate.z_out={bitwidth: 3}"],
+        ["+quant=int8", "quant.operator_config={}", "quant.default_config.disable_quantization=true"],
+    ],
+)
+def test_other_keys_are_left_alone(arguments):
+    check_overrides(arguments, ROOT / "conf")
+
+
+@pytest.mark.parametrize("installed", ["editable", "wheel"])
+def test_a_bit_width_file_is_a_choice_of_the_group(request, tmp_path, installed):
+    path = EDITABLE if installed == "editable" else request.getfixturevalue("site")
+    app = project(tmp_path, "import hydra\nimport qgru" if installed == "editable" else "")
+    (tmp_path / "bits").mkdir()
+    (tmp_path / "bits" / "mine.json").write_text('{"GRU_config": {"operator_config": {"gate.z_out": {"bitwidth": 5}}}}')
+    cfg = composed(run(app, "+quant=bits/mine.json", "quant.operator_config.op.rRh.bitwidth=6", path=path))["cfg"]
+    given = {"operator_config": {"gate.z_out": {"bitwidth": 5}, "op.rRh": {"bitwidth": 6}}}
+    assert BitwidthConfig.from_mapping(cfg["quant"]) == BitwidthConfig.from_mapping(given)
+    assert cfg["callbacks"]["quantization"]["config"] == cfg["quant"]
+    typed = run(app, f"+quant={tmp_path}/bits/mine.json", f"{BITS}=banana", path=path)
+    assert "'banana' of type 'str' could not be converted to Integer" in typed.stderr
+    absent = run(app, "+quant=bits/other.json", path=path)
+    assert absent.returncode == 1 and "+quant=bits/other.json is no bit width file: " in absent.stderr
+    (tmp_path / "bits" / "mine.json").write_text('{"operator_config": {"gate.z_owt": {"bitwidth": 5}}}')
+    wrong = run(app, "+quant=bits/mine.json", path=path)
+    assert "+quant=bits/mine.json is no bit width file: " in wrong.stderr and "nearest is 'gate.z_out'" in wrong.stderr
+    assert "Traceback" not in absent.stderr + wrong.stderr
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,38 @@ def test_a_preset_that_arrives_as_a_string_is_refused_with_the_fix(monkeypatch, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("names", ["test/acuracy", "[test/accuracy,weight_bytes,test/acuracy]"])
+def test_a_metric_that_no_test_logs_is_found_before_training(monkeypatch, tmp_path, capsys, names):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *TOY, f"optimized_metric={names}", f"hydra.run.dir={tmp_path}")
+    message = capsys.readouterr().err
+    assert "optimized_metric is 'test/acuracy'; expected what ToyModel's test logs: 'test/accuracy'" in message
+    assert not (tmp_path / "metrics").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_looking_for_the_metric_leaves_the_run_as_it_was(monkeypatch, tmp_path):
+    for name in ("looked", "blind"):
+        run(monkeypatch, *TOY, "+quant=int8", f"hydra.run.dir={tmp_path / name}")
+        monkeypatch.setattr(train, "check_metrics", lambda *_: None)
+    for name in ("metrics/version_0/metrics.csv", "quant_params.json", "model_qdq.onnx", "results.csv"):
+        assert (tmp_path / "looked" / name).read_bytes() == (tmp_path / "blind" / name).read_bytes(), name
+
+
+def test_fast_dev_run_needs_no_plus(monkeypatch, tmp_path):
+    run(monkeypatch, *TOY, "+quant=int8", "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path}")
+    assert [row.stage for row in read_rows(tmp_path / "results.csv")] == ["majority", "float", "ptq", "qat", "onnx"]
+
+
+def test_a_bit_width_file_in_a_presets_place(monkeypatch, tmp_path):
+    config = {"operator_config": {"gate.z_out": {"bitwidth": 5, "is_unsigned": True}, "op.Rh_add_br": {"bitwidth": 9}}}
+    (tmp_path / "mine.json").write_text(json.dumps({"GRU_config": config}))
+    changed = "quant.operator_config.gate.r_out.bitwidth=6"
+    short = ["trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path}/run"]
+    run(monkeypatch, *TOY, f"+quant={tmp_path}/mine.json", changed, *short)
+    config["operator_config"]["gate.r_out"] = {"bitwidth": 6}
+    assert load_config(tmp_path / "run" / "bitwidth_config.json") == load_config(config)
+
+
 @pytest.mark.slow
 def test_presets_that_share_a_float_stage_end_with_the_integers_of_their_own_run(monkeypatch, tmp_path):
     """What benchmarks/recipes.py builds on."""

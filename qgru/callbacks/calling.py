@@ -1,0 +1,37 @@
+"""Calls of a trainer's module outside of its steps, as calibration needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from qgru.callbacks.packages import LightningModule, Trainer
+from qgru.stages.passes import ForwardFn, call_model
+
+
+def call_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> None:
+    """Call the model outside autocast, but with the default dtype of a `-true` precision; nothing is logged.
+
+    Raises:
+        RuntimeError: where the call fails; see `call_model`.
+    """
+    device = trainer.strategy.root_device.type
+    with unlogged(pl_module), trainer.precision_plugin.forward_context(), torch.autocast(device, enabled=False):
+        call_model(forward_fn, pl_module, batch)
+
+
+@contextmanager
+def unlogged(pl_module: LightningModule) -> Iterator[None]:
+    """Have `self.log` do nothing: a `training_step` serves to feed the layers here, in hooks that allow no log."""
+    own = vars(pl_module).get("log")
+    vars(pl_module)["log"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(pl_module)["log"]
+        else:
+            vars(pl_module)["log"] = own

@@ -1,0 +1,119 @@
+"""``+quant=path/to/file.json`` on a Hydra command line, and overrides of operators that there are not.
+
+Hydra executes this file by itself where it finds plugins: it imports qgru, and so torch, for a JSON file alone.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.core.object_type import ObjectType
+from hydra.errors import ConfigCompositionException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+_GROUP = "quant/"
+_OPTIONAL = "op.Rh_add_br"
+
+
+class QGRUFileSource(ConfigSource):
+    """Bit width files as choices of the group ``quant``; its path is the folder of the presets."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        check_overrides(sys.argv[1:], Path(self.path))
+
+    @staticmethod
+    def scheme() -> str:
+        """Return what its entry of the search path begins with."""
+        return "qgru-files"
+
+    def available(self) -> bool:
+        """Be there: files may be anywhere."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Have no group of its own."""
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        """Tell whether a choice of ``quant`` is written like a JSON file's path."""
+        return config_path.startswith(_GROUP) and config_path.endswith(".json")
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Have nothing to list."""
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a file as a preset: what the others do, with its bit widths.
+
+        Raises:
+            ConfigCompositionException: where it is not there, or no bit width configuration.
+        """
+        from qgru.schema import BitwidthConfig
+
+        path = Path(config_path.removeprefix(_GROUP))
+        try:
+            quant = BitwidthConfig.from_json(path).to_nested()
+        except (OSError, ValueError) as error:
+            raise ConfigCompositionException(f"+quant={path} is no bit width file: {error}") from error
+        defaults = ["/qgru_lifecycle@_global_", {"optional /qgru_schema@quant": "typed"}, "_self_"]
+        config = OmegaConf.create({"defaults": defaults, "quant": quant})
+        return ConfigResult(self.provider, f"file://{path.resolve()}", config, {"package": "_global_"})
+
+
+def check_overrides(arguments: Sequence[str], presets: Path) -> None:
+    """Refuse overrides of a preset's operators and fields that it can't have, which Hydra would offer to append.
+
+    Args:
+        arguments: a command line, of any program.
+        presets: the folder that holds ``quant``.
+
+    Raises:
+        ConfigCompositionException: naming the nearest operator, and all of them.
+    """
+    names = {path.stem for path in (presets / "quant").glob("*.yaml")}
+    chosen = [choice for key, value in _split(arguments) if key == "quant" for choice in value.split(",")]
+    if not any(choice in names or choice.endswith(".json") for choice in chosen):
+        return  # somebody else's quant
+    node = OmegaConf.to_container(OmegaConf.load(presets / "quant" / "int8.yaml").quant)
+    groups = node["operator_config"]
+    operators = [f"{group}.{leaf}" for group, leaves in groups.items() for leaf in leaves] + [_OPTIONAL]
+    fields = list(groups["input"]["x"])
+    for key, value in _split(arguments):
+        section, _, rest = key.removeprefix("quant.").partition(".")
+        if key.startswith("quant.") and section not in node:
+            raise ConfigCompositionException(
+                f"{key}={value}: there is no {section!r} in quant; expected quant.operator_config.<operator>.<field>, "
+                f"with {_expected(operators, fields)}"
+            )
+        if key.startswith("quant.operator_config."):
+            _check_operator(key, value, rest.split("."), operators, fields)
+
+
+def _check_operator(key: str, value: str, path: list[str], operators: Sequence[str], fields: Sequence[str]) -> None:
+    written, rest = ".".join(path[:2]), path[2:]
+    known = operators if len(path) > 1 else [name.partition(".")[0] for name in operators]
+    if written not in known:
+        near = get_close_matches(written, operators, n=1, cutoff=0.0)[0]
+        raise ConfigCompositionException(
+            f"{key}={value}: there is no operator {written!r}; the nearest is {near!r} ({_expected(operators, fields)})"
+        )
+    if rest and (len(rest) > 1 or rest[0] not in fields):
+        raise ConfigCompositionException(
+            f"{key}={value}: operator {written!r} has no {'.'.join(rest)!r}; expected {', '.join(fields)}"
+        )
+
+
+def _expected(operators: Sequence[str], fields: Sequence[str]) -> str:
+    return f"operators: {', '.join(operators)}; fields: {', '.join(fields)}"
+
+
+def _split(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (key, value) of whatever is written like an override that sets something."""
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not key.startswith(("~", "-")):
+            yield key.lstrip("+"), value
