@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning_utilities.core.rank_zero as rank_zero
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -295,7 +296,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    handler, logger = Lines(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    handler, logger = Lines(), rank_zero.log
     logger.addHandler(handler)
     yield handler.lines
     logger.removeHandler(handler)
