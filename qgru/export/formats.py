@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+class UntraceableInputError(TypeError):
+    """What a model or one of its layers is given can't be the input of a graph."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One way to write a model down.
@@ -46,6 +50,9 @@ class Format:
 
         Returns:
             A report with a `path`.
+
+        Raises:
+            UntraceableInputError: where another example, of tensors alone, may do.
         """
         return self._home.export_model(model, args, path, self.name, **options)
 

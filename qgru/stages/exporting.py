@@ -14,7 +14,7 @@ from torch import nn
 
 from qgru import torch_private
 from qgru.convert import quantized_layers
-from qgru.export.formats import find
+from qgru.export.formats import UntraceableInputError, find
 from qgru.export.layers import export_layers, file_names
 from qgru.files import written_whole
 from qgru.stages.passes import eval_mode, extra_pass
@@ -34,7 +34,11 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def export(
-    module: nn.Module, directory: str | Path, formats: Sequence[str] = ("qdq",), args: tuple[Any, ...] | None = None
+    module: nn.Module,
+    directory: str | Path,
+    formats: Sequence[str] = ("qdq",),
+    args: tuple[Any, ...] | None = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
 ) -> dict[str, ExportReport]:
     """Write what a device needs to compute a module's quantized layers to the last bit.
 
@@ -48,6 +52,8 @@ def export(
         directory: made where there is none.
         formats: of ``"float"`` and ``"qdq"``.
         args: the positional arguments of the module's `forward`, for tracing.
+        dynamic_axes: of the graph's inputs, as `torch.onnx.export` takes it; None for dimensions 0 and 1 of each, as
+            far as the model allows.
 
     Returns:
         For each ONNX file, by its path in `directory`, how it compares with the module.
@@ -71,23 +77,30 @@ def export(
             with written_whole(directory / f"{prefix}bitwidth_config.json") as path:
                 layers[name].bitwidth_config.to_json(path)
         for name in formats:
-            reports.update(_export_format(module, args, directory, name))
+            reports.update(_export_format(module, args, directory, name, dynamic_axes))
     return reports
 
 
 def _export_format(
-    module: nn.Module, args: tuple[Any, ...] | None, directory: Path, name: str
+    module: nn.Module,
+    args: tuple[Any, ...] | None,
+    directory: Path,
+    name: str,
+    dynamic_axes: Mapping[str, Any] | None,
 ) -> dict[str, ExportReport]:
     format = find(name)
     path, folder = directory / f"model_{name}{format.suffix}", directory / f"model_{name}"
     try:
         if args is None:
-            raise ValueError("no example of its forward's positional arguments")
-        return {path.name: format.export_model(module, args, path)}
+            raise UntraceableInputError("no example of its forward's positional arguments")
+        options = {"dynamic_axes": dynamic_axes} if format.is_traced and dynamic_axes else {}
+        return {path.name: format.export_model(module, args, path, **options)}
     except Exception as error:
+        is_input = isinstance(error, UntraceableInputError)
+        remedy = "; for a whole model, give example_inputs: tensors that its forward takes and does not pack"
         warnings.warn(
             f"qgru: {type(module).__name__} can't be exported to ONNX ({name}) as a whole "
-            f"({type(error).__name__}: {error}); exporting each quantized layer by itself",
+            f"({type(error).__name__}: {error}); exporting each quantized layer by itself{remedy * is_input}",
             stacklevel=3,
         )
         reports = export_layers(module, folder, name).values()

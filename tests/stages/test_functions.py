@@ -9,12 +9,14 @@ import sys
 import threading
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import qgru
 from qgru.stages import calibrate, export, finalize, start_qat_epoch
@@ -169,19 +171,36 @@ def test_a_file_that_fails_leaves_what_stood_there(tmp_path: Path, monkeypatch: 
     assert {path.name for path in tmp_path.iterdir()} == {"quant_params.json", "bitwidth_config.json"}
 
 
-class Branching(Model):
-    """Its forward can't be traced: it takes a dict and returns strings."""
-
-    def forward(self, inputs: Any) -> Any:
-        return {"text": str(inputs), "y": super().forward(inputs["x"])}
+class TakesObject(Model):
+    def forward(self, batch: Any) -> Any:
+        return super().forward(batch.x if isinstance(batch, SimpleNamespace) else batch)
 
 
-def test_model_that_is_exported_by_layers(tmp_path: Path) -> None:
-    model = qgru.convert(Branching())
-    calibrate(model, batches(), lambda module, batch: module({"x": batch[0]}))
-    finalize(model)
-    with pytest.warns(UserWarning, match="Branching can't be exported to ONNX .qdq. as a whole"):
-        reports = export(model, tmp_path, ("qdq",), ({"x": torch.randn(2, 3, 3)},))
+class Packs(Model):
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> Any:
+        packed = x if lengths is None else pack_padded_sequence(x, lengths, batch_first=True)
+        return self.gru(packed)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "why"),
+    [
+        (
+            TakesObject,
+            (SimpleNamespace(x=torch.randn(2, 3, 3)),),
+            "TakesObject is given a SimpleNamespace",
+        ),
+        (Packs, (torch.randn(2, 3, 3), torch.tensor([3, 2])), "gru: its input is a PackedSequence"),
+        (Model, None, "no example of its forward"),
+    ],
+)
+def test_model_that_is_exported_by_layers(tmp_path: Path, kind: Any, args: Any, why: str) -> None:
+    model = calibrated(kind())
+    with pytest.warns(
+        UserWarning, match=rf"{kind.__name__} can't .* as a whole .*{why}.* give example_inputs: tensors"
+    ):
+        reports = export(model, tmp_path, ("qdq",), args)
+    assert export(model, tmp_path / "whole", ("qdq",), (torch.randn(2, 3, 3),)).keys() == {"model_qdq.onnx"}
     assert reports.keys() == {"model_qdq/gru.onnx"}
     assert (tmp_path / "quant_params.json").is_file() and (tmp_path / "model_qdq" / "gru.onnx").is_file()
     assert not (tmp_path / "model_qdq.onnx").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,12 @@ from qgru.gru import QuantGRU
 def tensors(tree: Any) -> list[Tensor]:
     """Return the tensors in nested tuples, lists and dicts, in order."""
     return [leaf for leaf in torch_private.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def first_foreign(tree: Any) -> Any:
+    """Return the first thing in nested tuples, lists and dicts that is neither a tensor nor a plain value, or None."""
+    plain = (Tensor, bool, int, float, complex, str, type(None))
+    return next((leaf for leaf in torch_private.tree_leaves(tree) if not isinstance(leaf, plain)), None)
 
 
 def as_tuple(args: Any) -> tuple[Any, ...]:
@@ -38,23 +43,6 @@ def input_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
 def output_names(count: int) -> list[str]:
     """Name a graph's outputs ``output``, or ``output_0``, ``output_1``, ... where there are several."""
     return [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
-
-
-def dynamic_axes(names: Sequence[str], args: tuple[Any, ...]) -> dict[str, dict[int, str]]:
-    """Return `torch.onnx.export`'s ``dynamic_axes`` with dimensions 0 and 1 of every tensor in `args`."""
-    found = zip(names, tensors(args), strict=True)
-    return {name: {axis: f"{name}_dim_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in found}
-
-
-def dynamic_shapes(args: tuple[Any, ...]) -> Any:
-    """Return `torch.onnx.export`'s ``dynamic_shapes`` with dimensions 0 and 1 of every tensor in `args`."""
-
-    def axes(leaf: Any) -> dict[int, Any] | None:
-        if not isinstance(leaf, Tensor):
-            return None
-        return {axis: torch.export.Dim.AUTO for axis in range(min(2, leaf.dim()))}
-
-    return torch_private.tree_map(axes, args)
 
 
 def example(gru: QuantGRU) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from qgru import quant_params
 from qgru.convert import quantized_layers
 from qgru.direction import directions_of
 from qgru.export import formats
-from qgru.export.onnx import arguments, taps
+from qgru.export.onnx import arguments, dimensions, taps
 from qgru.export.onnx.metadata import describe
-from qgru.export.onnx.report import ExportReport
+from qgru.export.onnx.report import ExportReport, VerificationReport
 from qgru.export.onnx.runtime import require
-from qgru.export.onnx.session import Call, exporting, run_module
+from qgru.export.onnx.session import Call, ModuleRun, exporting, run_module
 from qgru.export.onnx.tidy import tidy
 from qgru.export.onnx.verify import OnnxVerifier
 from qgru.files import written_whole
@@ -55,7 +56,7 @@ def export_onnx(
         output_names: of the graph; ``output``, or ``output_0``, ``output_1``, ... where None.
         dynamic_axes: as `torch.onnx.export` takes it.
         dynamic_shapes: likewise, with ``dynamo=True`` only. Where neither is given, dimensions 0 and 1 of every input
-            are dynamic.
+            are dynamic, but those with which the export fails; a warning names these.
         opset_version: 13 or later (18 with ``dynamo=True``). Where None it is 20, or 21 where activations of 9 to 16
             bits are quantized: 16-bit QuantizeLinear is younger. Before, they are rounded by arithmetic.
 
@@ -68,7 +69,7 @@ def export_onnx(
         ValueError: for an unknown format, an opset that is too old, arithmetic that ONNX can't hold exactly, or a
             layer in bfloat16; names the layer.
         RuntimeError: where a layer is not calibrated; names the layer.
-        TypeError: where a layer is given a PackedSequence; names the layer.
+        UntraceableInputError: where a layer is given a PackedSequence, or the model what is no tensor; names it.
     """
     _check(format, opset_version, dynamo)
     for name in ("onnx", "onnxruntime", *(("onnxscript",) if dynamo else ())):
@@ -78,28 +79,24 @@ def export_onnx(
     expected = run_module(model, args, format)
     layers = _called(model, expected.calls)
     opset = opset_version or _default_opset(layers.values())
+    names = input_names or arguments.input_names(model, args)
     options = {
-        "input_names": input_names,
+        "input_names": input_names if dynamo else names,
         "output_names": output_names or arguments.output_names(len(expected.outputs)),
         "opset_version": opset,
-        "dynamic_axes": dynamic_axes,
     }
-    if dynamo:
-        if dynamic_shapes is None and dynamic_axes is None:
-            dynamic_shapes = arguments.dynamic_shapes(args)
-        options["dynamic_shapes"] = dynamic_shapes
-    else:
-        names = options["input_names"] = input_names or arguments.input_names(model, args)
-        if dynamic_axes is None:
-            options["dynamic_axes"] = arguments.dynamic_axes(names, args)
-    with exporting(model, format, opset) as session, taps.added(model, session):
-        proto = _run_exporter(model, args, options, dynamo)
-    tidy(proto)
-    calls = taps.removed(proto, expected.calls, len(expected.outputs))
-    known = {name: quant_params.to_mapping(gru, gru.ensure_calibrated().cells) for name, gru in layers.items()}
-    describe(proto, format, calls, known)
-    require("onnx").checker.check_model(proto, full_check=True)
-    _, found = OnnxVerifier.from_proto(model, proto).compare(args, expected)
+    job = _Job(model, args, expected, layers, format, dynamo, options)
+    try:
+        if dynamic_axes is None and (dynamic_shapes is None or not dynamo):
+            proto, found = dimensions.as_dynamic_as_possible(job.run_with, names, args)
+        else:
+            proto, found = job.run(dynamic_axes=dynamic_axes, **({"dynamic_shapes": dynamic_shapes} if dynamo else {}))
+    except Exception as error:
+        foreign = arguments.first_foreign(args)
+        if foreign is None:
+            raise
+        what = f"{type(model).__name__} is given a {type(foreign).__name__}, and the inputs of a graph are tensors"
+        raise formats.UntraceableInputError(what) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
@@ -127,8 +124,41 @@ def _default_opset(layers: Iterable[QuantGRU]) -> int:
     return 21 if any(8 < width <= 16 for width in widths) else 20
 
 
+@dataclass(frozen=True)
+class _Job:
+    """An export but for its dynamic dimensions."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    expected: ModuleRun
+    layers: Mapping[str, QuantGRU]
+    format: str
+    dynamo: bool
+    options: Mapping[str, Any]
+
+    def run(self, **dynamic: Any) -> tuple[Any, VerificationReport]:
+        """Return a checked `onnx.ModelProto`, and how it compares; `dynamic` are arguments of `torch.onnx.export`."""
+        opset = self.options["opset_version"]
+        with exporting(self.model, self.format, opset) as session, taps.added(self.model, session):
+            proto = _run_exporter(self.model, self.args, {**self.options, **dynamic}, self.dynamo)
+        tidy(proto)
+        calls = taps.removed(proto, self.expected.calls, len(self.expected.outputs))
+        known = {name: quant_params.to_mapping(gru, gru.ensure_calibrated().cells) for name, gru in self.layers.items()}
+        describe(proto, self.format, calls, known)
+        require("onnx").checker.check_model(proto, full_check=True)
+        return proto, OnnxVerifier.from_proto(self.model, proto).compare(self.args, self.expected)[1]
+
+    def run_with(self, fixed: dimensions.Dimensions) -> tuple[Any, VerificationReport]:
+        """Export with dimensions 0 and 1 of every input dynamic, but `fixed`."""
+        if self.dynamo:
+            return self.run(dynamic_shapes=dimensions.dynamic_shapes(self.args, fixed))
+        return self.run(dynamic_axes=dimensions.dynamic_axes(self.options["input_names"], self.args, fixed))
+
+
 def _run_exporter(model: nn.Module, args: tuple[Any, ...], options: dict[str, Any], dynamo: bool) -> Any:
     """Run torch's; returns an `onnx.ModelProto`."""
+    if args and isinstance(args[-1], dict):
+        args = (*args, {})  # torch takes a dict at the end for keywords
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "Exporting to ONNX opset version 2[1-9] is not supported")

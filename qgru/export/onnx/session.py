@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,11 +17,28 @@ from qgru.export.onnx.arguments import tensors
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: its name, what it was given and what it returned."""
+    """One call of a layer: its name, what it was given and what it returned.
+
+    Attributes:
+        layer: the layer's name.
+        inputs: (time, batch, input) and, where it was given, hx (layers * directions, batch, hidden): what the layer's
+            program reads, whatever an exporter does with the transpositions around it. Unbatched, as the caller's.
+        outputs: (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden); likewise.
+        batch_first: the caller has the batch in front of the time.
+    """
 
     layer: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    batch_first: bool
+
+    @property
+    def ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The inputs and the outputs in the caller's layout."""
+        if not self.batch_first:
+            return self.inputs, self.outputs
+        inputs, outputs = ((ends[0].transpose(0, 1), *ends[1:]) for ends in (self.inputs, self.outputs))
+        return inputs, outputs
 
 
 @dataclass
@@ -38,9 +55,17 @@ class Session:
     opset: int | None = None
     calls: list[Call] = field(default_factory=list)
 
-    def record(self, layer: str, *ends: tuple[Tensor, ...]) -> None:
-        """Note a call, in copies: what follows may overwrite its output, and an exporter is to name each of them."""
-        self.calls.append(Call(layer, *(tuple(tensor.clone() for tensor in tensors) for tensors in ends)))
+    def record(self, layer: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], batch_first: bool) -> None:
+        """Note a call, in copies: what follows may overwrite its output, and an exporter is to name each of them.
+
+        Args:
+            layer: its name.
+            inputs: as a `Call` has them.
+            outputs: likewise.
+            batch_first: likewise.
+        """
+        copies = (tuple(tensor.clone() for tensor in tensors) for tensors in (inputs, outputs))
+        self.calls.append(Call(layer, *copies, batch_first))
 
 
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)

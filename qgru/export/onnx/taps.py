@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qgru.export.onnx.session import Call, Session
 
@@ -42,29 +42,48 @@ def removed(proto: Any, calls: Sequence[Call], outputs: int) -> list[dict[str, A
         outputs: how many are the model's own.
 
     Returns:
-        For each call its layer and the names of the tensors in the graph.
+        For each call its layer and the names of the tensors in the graph: those in the caller's layout, or, where the
+        exporter left none of these, the program's own, and then ``"time_first": true``.
     """
-    from onnx import helper
-
     graph = proto.graph
     names = [_untapped(graph, info.name) for info in graph.output[outputs:]]
     del graph.output[outputs:]
     known = {info.name for info in (*graph.input, *graph.output)}
-    for info in [info for info in graph.value_info if info.name in names]:
-        graph.value_info.remove(info)
     described, remaining = [], iter(names)
     for call in calls:
         entry: dict[str, Any] = {"layer": call.layer}
         for kind, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
             entry[kind] = [next(remaining) for _ in tensors]
+        if call.batch_first:
+            entry |= _batch_first(graph, entry) or {"time_first": True}
+        for kind, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
             for name, tensor in zip(entry[kind], tensors, strict=True):
                 if name not in known:
                     known.add(name)
-                    shape = [*(f"{name}_dim_{axis}" for axis in range(tensor.dim() - 1)), tensor.shape[-1]]
-                    kind_of = helper.np_dtype_to_tensor_dtype(tensor.detach().cpu().numpy().dtype)
-                    graph.value_info.append(helper.make_tensor_value_info(name, kind_of, shape))
+                    _set_type(graph, name, tensor)
         described.append(entry)
     return described
+
+
+def _batch_first(graph: Any, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the ends of a call with the batch first, as far as the graph holds them."""
+    transposes = [node for node in graph.node if node.op_type == "Transpose"]
+    swaps = [node for node in transposes if any(list(attribute.ints) == [1, 0, 2] for attribute in node.attribute)]
+    read = next((node.input[0] for node in swaps if node.output[0] == entry["inputs"][0]), None)
+    given = next((node.output[0] for node in swaps if node.input[0] == entry["outputs"][0]), None)
+    if read is None or given is None:
+        return None
+    return {"inputs": [read, *entry["inputs"][1:]], "outputs": [given, *entry["outputs"][1:]]}
+
+
+def _set_type(graph: Any, name: str, tensor: Tensor) -> None:
+    from onnx import helper
+
+    for info in [info for info in graph.value_info if info.name == name]:
+        graph.value_info.remove(info)
+    shape = [*(f"{name}_dim_{axis}" for axis in range(tensor.dim() - 1)), tensor.shape[-1]]
+    kind = helper.np_dtype_to_tensor_dtype(tensor.detach().cpu().numpy().dtype)
+    graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
 
 
 def _untapped(graph: Any, name: str) -> str:

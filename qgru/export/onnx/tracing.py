@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qgru import torch_private
 from qgru.direction import directions_of
+from qgru.export.formats import UntraceableInputError
 from qgru.export.onnx import quantized, standard
 from qgru.export.onnx.arithmetic import Target
 from qgru.export.onnx.program import Program
 from qgru.export.onnx.session import SESSION
+from qgru.layout import Layout
 from qgru.schema import BIASES
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def traced_forward(
         output and h_n, laid out as `nn.GRU` does; None outside of an export.
 
     Raises:
-        TypeError: where `input` is packed, which ONNX has no form of.
+        UntraceableInputError: where `input` is packed, which ONNX has no form of.
         RuntimeError: where the layer is to be quantized and not calibrated.
         ValueError: where the exact arithmetic of an operator has no form in ONNX, or the layer is in bfloat16; the
             message names it.
@@ -52,19 +54,28 @@ def traced_forward(
         return None
     name = session.names[id(gru)] if session else type(gru).__name__
     if isinstance(input, PackedSequence):
-        raise TypeError(f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input")
+        raise UntraceableInputError(
+            f"{name}: its input is a PackedSequence, which ONNX can't hold; export with unpacked input"
+        )
     is_quantized = gru.export_format == "qdq" and not gru.bitwidth_config.disable_quantization
+    layout = Layout(gru.batch_first, input.dim() == 3)
     with _named(name):
         _check_type(gru)
+        inputs = _time_first(layout, input, hx)
         if is_exporting:
-            output, h_n = _symbolic(gru, input, hx, is_quantized)
-        elif is_quantized:
-            output, h_n = gru._quantized_forward(input, hx, gru.ensure_calibrated())
+            outputs = _symbolic(gru, inputs, is_quantized)
+            result = layout.output(outputs[0]), layout.hidden(outputs[1])
         else:
-            output, h_n = nn.GRU.forward(gru, input, hx)
+            if is_quantized:
+                result = gru._quantized_forward(input, hx, gru.ensure_calibrated())
+            else:
+                result = nn.GRU.forward(gru, input, hx)
+            outputs = _time_first(layout, *result)
     if session and is_quantized:
-        session.record(name, (input,) if hx is None else (input, hx), (output, h_n))
-    return output, h_n
+        if not layout.is_batched:
+            inputs, outputs = [input] if hx is None else [input, hx], result
+        session.record(name, inputs, outputs, layout.is_batched and layout.batch_first)
+    return result
 
 
 def _check_type(gru: QuantGRU) -> None:
@@ -73,30 +84,26 @@ def _check_type(gru: QuantGRU) -> None:
         raise ValueError(f"its parameters are {dtype}; expected float16, float32 or float64: call float() on the model")
 
 
-def _symbolic(gru: QuantGRU, input: Tensor, hx: Tensor | None, is_quantized: bool) -> tuple[Tensor, Tensor]:
-    inputs = [_time_first(gru, input)]
-    if hx is not None:
-        inputs.append(hx if input.dim() == 3 else hx.unsqueeze(1))
+def _symbolic(gru: QuantGRU, inputs: Sequence[Tensor], is_quantized: bool) -> tuple[Tensor, ...]:
     is_traced = torch.jit.is_tracing()
     with nullcontext() if is_traced else _real_tensors(gru), _unseen():
         if is_quantized:
             target = Target(_opset(is_traced), has_uint16=not is_traced)
-            program = _quantized_program(gru, input.dtype, hx is not None, target)
+            program = _quantized_program(gru, inputs[0].dtype, len(inputs) > 1, target)
         else:
-            program = _float_program(gru, hx is not None)
-    output, h_n = _replay(program, inputs, is_traced)
-    if input.dim() == 2:
-        return output.squeeze(1), h_n.squeeze(1)
-    return output.transpose(0, 1) if gru.batch_first else output, h_n
+            program = _float_program(gru, len(inputs) > 1)
+    return _replay(program, inputs, is_traced)
 
 
-def _time_first(gru: nn.GRU, input: Tensor) -> Tensor:
-    if input.dim() == 2:
-        return input.unsqueeze(1)
-    return input.transpose(0, 1) if gru.batch_first else input
+def _time_first(layout: Layout, sequence: Tensor, states: Tensor | None) -> list[Tensor]:
+    """Lay an input and hx, or an output and h_n, out as a layer's program has them."""
+    found = [sequence] if states is None else [sequence, states]
+    if not layout.is_batched:
+        return [tensor.unsqueeze(1) for tensor in found]
+    return [sequence.transpose(0, 1) if layout.batch_first else sequence, *found[1:]]
 
 
-def _replay(program: Program, inputs: list[Tensor], is_traced: bool) -> tuple[Tensor, ...]:
+def _replay(program: Program, inputs: Sequence[Tensor], is_traced: bool) -> tuple[Tensor, ...]:
     if is_traced:
         from qgru.export.onnx import legacy
 

@@ -12,7 +12,7 @@ from qgru.export.onnx.arguments import as_tuple, tensors
 from qgru.export.onnx.metadata import read_calls
 from qgru.export.onnx.report import LayerDifference, VerificationReport
 from qgru.export.onnx.runtime import Run, require, to_numpy
-from qgru.export.onnx.session import ModuleRun, run_module
+from qgru.export.onnx.session import Call, ModuleRun, run_module
 from qgru.export.onnx.subgraph import extract
 
 
@@ -43,7 +43,7 @@ class OnnxVerifier:
         self._model = model
         self._format, calls = read_calls(proto, model, where)
         self._whole = Run(proto, options)
-        self._parts = [(call["layer"], _part(proto, call["inputs"], call["outputs"], options)) for call in calls]
+        self._parts = [_Part(proto, options, **call) for call in calls]
 
     def __call__(self, *args: Any) -> VerificationReport:
         """Run the module and the file.
@@ -65,14 +65,13 @@ class OnnxVerifier:
 
     def compare(self, args: tuple[Any, ...], expected: ModuleRun) -> tuple[list[np.ndarray], VerificationReport]:
         """Run the file on arguments that the module ran on already; otherwise as `run`."""
-        exported, called = [name for name, _ in self._parts], [call.layer for call in expected.calls]
+        exported, called = [part.layer for part in self._parts], [call.layer for call in expected.calls]
         if exported != called:
             raise ValueError(f"the model calls the layers {called}; expected {exported}, as when it was exported")
         outputs = self._whole(tensors(args))
         report = VerificationReport({}, _largest_difference(outputs, expected.outputs))
-        for (name, part), call in zip(self._parts, expected.calls, strict=True):
-            found = part(call.inputs) if part else outputs
-            report += VerificationReport({name: _difference(found, call.outputs)})
+        for part, call in zip(self._parts, expected.calls, strict=True):
+            report += VerificationReport({part.layer: part.compare(call, outputs)})
         return outputs, report
 
 
@@ -93,15 +92,28 @@ def verify_onnx(model: nn.Module, args: Any, path: str | Path) -> VerificationRe
     return OnnxVerifier(model, path)(*as_tuple(args))
 
 
-def _part(proto: Any, inputs: list[str], outputs: list[str], options: Any) -> Run | None:
-    """Return a layer by itself, or None where it is the whole graph, which runs anyway."""
-    ends = [[entry.name for entry in entries] for entries in (proto.graph.input, proto.graph.output)]
-    return None if [inputs, outputs] == ends else Run(extract(proto, inputs, outputs), options)
+class _Part:
+    """One call of a layer in a file.
 
+    Args:
+        proto: an `onnx.ModelProto`.
+        options: ONNX Runtime's.
+        layer, inputs, outputs, time_first: as `taps.removed` describes a call.
+    """
 
-def _difference(found: list[np.ndarray], expected: tuple[Tensor, ...]) -> LayerDifference:
-    pairs = list(zip(found, map(to_numpy, expected), strict=True))
-    return LayerDifference(sum(int((a != b).sum()) for a, b in pairs), sum(a.size for a, _ in pairs))
+    def __init__(
+        self, proto: Any, options: Any, layer: str, inputs: list[str], outputs: list[str], time_first: bool = False
+    ) -> None:
+        self.layer, self._is_time_first = layer, time_first
+        ends = [[entry.name for entry in entries] for entries in (proto.graph.input, proto.graph.output)]
+        is_whole = [inputs, outputs] == ends  # which runs anyway
+        self._run = None if is_whole else Run(extract(proto, inputs, outputs), options)
+
+    def compare(self, call: Call, whole: list[np.ndarray]) -> LayerDifference:
+        """Run it on what the module gave the layer; `whole` are the outputs of the whole graph."""
+        inputs, outputs = (call.inputs, call.outputs) if self._is_time_first else call.ends
+        pairs = list(zip(self._run(inputs) if self._run else whole, map(to_numpy, outputs), strict=True))
+        return LayerDifference(sum(int((a != b).sum()) for a, b in pairs), sum(a.size for a, _ in pairs))
 
 
 def _largest_difference(found: list[np.ndarray], expected: list[Tensor]) -> float:
