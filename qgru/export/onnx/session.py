@@ -13,38 +13,31 @@ from torch import Tensor, nn
 
 from qgru.convert import quantized_layers
 from qgru.export.onnx.arguments import tensors
-from qgru.layout import Layout
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: its name, what it was given and what it returned, and how its caller lays that out.
+    """One call of a layer: its name, what it was given and what it returned.
 
     Attributes:
         layer: the layer's name.
         inputs: (time, batch, input) and, where it was given, hx (layers * directions, batch, hidden): what the layer's
-            program reads, whatever an exporter does with the transpositions around it.
-        outputs: (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden).
-        layout: the caller's.
+            program reads, whatever an exporter does with the transpositions around it. Unbatched, as the caller's.
+        outputs: (time, batch, directions * hidden) and h_n (layers * directions, batch, hidden); likewise.
+        batch_first: the caller has the batch in front of the time.
     """
 
     layer: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    layout: Layout
-
-    @property
-    def is_time_first(self) -> bool:
-        """The caller lays out as the program does."""
-        return self.layout.is_batched and not self.layout.batch_first
+    batch_first: bool
 
     @property
     def ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The inputs and the outputs in the caller's layout."""
-        inputs, outputs = (
-            (self.layout.output(sequence), *map(self.layout.hidden, states))
-            for sequence, *states in (self.inputs, self.outputs)
-        )
+        if not self.batch_first:
+            return self.inputs, self.outputs
+        inputs, outputs = ((ends[0].transpose(0, 1), *ends[1:]) for ends in (self.inputs, self.outputs))
         return inputs, outputs
 
 
@@ -62,17 +55,17 @@ class Session:
     opset: int | None = None
     calls: list[Call] = field(default_factory=list)
 
-    def record(self, layer: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], layout: Layout) -> None:
+    def record(self, layer: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], batch_first: bool) -> None:
         """Note a call, in copies: what follows may overwrite its output, and an exporter is to name each of them.
 
         Args:
             layer: its name.
             inputs: as a `Call` has them.
             outputs: likewise.
-            layout: likewise.
+            batch_first: likewise.
         """
         copies = (tuple(tensor.clone() for tensor in tensors) for tensors in (inputs, outputs))
-        self.calls.append(Call(layer, *copies, layout))
+        self.calls.append(Call(layer, *copies, batch_first))
 
 
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)

@@ -54,7 +54,7 @@ def removed(proto: Any, calls: Sequence[Call], outputs: int) -> list[dict[str, A
         entry: dict[str, Any] = {"layer": call.layer}
         for kind, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
             entry[kind] = [next(remaining) for _ in tensors]
-        if not call.is_time_first:
+        if call.batch_first:
             entry |= _batch_first(graph, entry) or {"time_first": True}
         for kind, tensors in (("inputs", call.inputs), ("outputs", call.outputs)):
             for name, tensor in zip(entry[kind], tensors, strict=True):

@@ -72,7 +72,9 @@ def traced_forward(
                 result = nn.GRU.forward(gru, input, hx)
             outputs = _time_first(layout, *result)
     if session and is_quantized:
-        session.record(name, inputs, outputs, layout)
+        if not layout.is_batched:
+            inputs, outputs = [input] if hx is None else [input, hx], result
+        session.record(name, inputs, outputs, layout.is_batched and layout.batch_first)
     return result
 
 
