@@ -86,6 +86,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             for a tuple or list, else `module(batch)`. `lambda module, batch: module.training_step(batch, 0)` works
             as well, where the optimization is automatic; nothing is logged by it.
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
+        example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -101,6 +102,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         export_formats: Sequence[str] = ("qdq",),
         forward_fn: ForwardFn | None = None,
         exclude: Sequence[str] = (),
+        example_inputs: Any = None,
+        dynamic_axes: dict[str, list[int]] | None = None,
     ) -> None:
         self.config = load_config(config)
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
@@ -109,7 +112,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         self._calibrate = Calibrate(calibrate_at_epoch or 0, calibration_batches, forward_fn)
         self._finalize = Finalize()
         self._qat = QAT()
-        self._export = Export(export_dir or ".", export_formats, forward_fn)
+        self._export = Export(export_dir or ".", export_formats, forward_fn, example_inputs, dynamic_axes)
         self._conversion: RemovableHandle | None = None
         self._start_over()
 
@@ -132,6 +135,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
                 check_matches(pl_module, self.exclude)  # else it may build layers later
             if not self.config.disable_quantization and self.export_dir is not None:
                 check_packages(trainer, self._export.formats)
+                self._export.check_axes(pl_module)
                 check_folder(trainer, self.export_dir, pl_module)
             self._start_over()
         self._convert(pl_module)
@@ -236,11 +240,12 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             self._has_stale_scores = state["has_stale_scores"]
 
     def _warn_without_example(self, pl_module: LightningModule) -> None:
-        if self.export_dir is not None and self._export.formats and pl_module.example_input_array is None:
+        examples = (self._export.example_inputs, pl_module.example_input_array)
+        if self.export_dir is not None and self._export.formats and all(given is None for given in examples):
             rank_zero_warn(
                 f"qgru: forward_fn does not call {type(pl_module).__name__} itself, so there is no example of its "
                 "forward's arguments: each quantized layer will be exported by itself; expected a forward_fn that "
-                "calls module(...), or example_input_array"
+                "calls module(...), example_inputs, or the module's example_input_array"
             )
 
     def _is_due(self, trainer: Trainer) -> bool:
