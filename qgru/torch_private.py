@@ -84,8 +84,8 @@ SYMBOLS: Mapping[str, Symbol] = MappingProxyType(
             Symbol(_SYMBOLIC, "EncodedAttrs", f"{_ONNX}.dynamo", "give attributes to operators"),
             Symbol("torch", "ops.onnx_symbolic._symbolic", f"{_ONNX}.dynamo", "append operators", _SYMBOLIC),
             Symbol("torch", "ops.onnx_symbolic._symbolic_multi_out", f"{_ONNX}.dynamo", "append operators", _SYMBOLIC),
+            Symbol("torch.utils._pytree", "tree_map", f"{_ONNX}.dimensions", "change the tensors in arguments"),
             Symbol("torch.utils._pytree", "tree_leaves", f"{_ONNX}.arguments", "find the tensors in arguments"),
-            Symbol("torch.utils._pytree", "tree_map", f"{_ONNX}.arguments", "find the tensors in arguments"),
         )
     }
 )

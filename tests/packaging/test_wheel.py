@@ -96,7 +96,8 @@ def test_the_wheel_holds_the_package_its_kernels_and_its_configuration(wheel: Pa
     assert {name.split("/")[0].split("-")[0] for name in names} == {"qgru", "hydra_plugins"}
     want = files(ROOT / "qgru", ".py", ".h", ".cpp", ".cu", ".cuh")
     conf = {f"qgru/{name}" for name in files(ROOT / "conf", ".yaml", ".py") if not name.startswith("conf/recipe/")}
-    want |= conf | {"qgru/py.typed", "qgru/ops/cpu/_kernels.so", "hydra_plugins/qgru/__init__.py"}
+    plugin = {f"hydra_plugins/qgru/{path.name}" for path in (ROOT / "qgru" / "hydra").glob("*.py")}
+    want |= conf | plugin | {"qgru/py.typed", "qgru/ops/cpu/_kernels.so"}
     assert {name for name in names if ".dist-info/" not in name} == want
     assert len(conf) > 10 and sum(name.endswith((".cu", ".cuh")) for name in names) > 20
 
