@@ -39,8 +39,18 @@ class Run:
         self._names = [entry.name for entry in self._session.get_inputs()]
 
     def __call__(self, inputs: Iterable[Tensor]) -> list[np.ndarray]:
-        """Return the graph's outputs for its inputs, in order."""
-        return self._session.run(None, dict(zip(self._names, map(to_numpy, inputs), strict=True)))
+        """Return the graph's outputs for its inputs, in order.
+
+        Raises:
+            ValueError: where there are more or fewer of them than the graph has.
+        """
+        arrays = [to_numpy(tensor) for tensor in inputs]
+        if len(arrays) != len(self._names):
+            raise ValueError(
+                f"the graph has the inputs {self._names} for {len(arrays)} tensors: torch's exporter leaves out what a "
+                "model does not use; expected arguments of which every tensor is used"
+            )
+        return self._session.run(None, dict(zip(self._names, arrays, strict=True)))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

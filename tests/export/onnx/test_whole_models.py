@@ -119,3 +119,10 @@ def test_a_dict_of_tensors(tmp_path: Path) -> None:
     export_onnx(model, {"x": model.inputs(3, 4)[0]}, path, dynamic_axes={"batch": {0: "batch", 2: "time"}})
     report = OnnxVerifier(model, path)({"x": model.inputs(5, 7)[0]})
     assert report.differing_integers == 0 < report.total_integers
+
+
+def test_a_tensor_that_the_model_does_not_use_is_named_as_what_is_wrong(tmp_path: Path) -> None:
+    model, x = quantized(TakesDict(), 1), TakesDict().inputs(3, 4)[0]
+    with pytest.raises(ValueError, match=r"the graph has the inputs \['batch_0'\] for 2 tensors: .* does not use"):
+        export_onnx(model, {"x": x, "mask": torch.ones(3)}, tmp_path / "model.onnx", dynamic_axes={})
+    assert not list(tmp_path.iterdir())
