@@ -60,26 +60,28 @@ class Export(Callback):
         self.example_inputs = _checked(example_inputs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether the export can work; see `check`.
+
+        Raises:
+            MisconfigurationException: where a callback listed later would replace the weights that are exported.
+        """
+        if stage == "fit":
+            check_export_order(trainer, self)
+            self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether the formats' packages are there, and whether the directory and `dynamic_axes` will do.
 
         Raises:
             ImportError: naming the package that is missing, on every rank.
             OSError: naming it, on every rank, where it can't, or where the disk has no room for the parameters.
-            MisconfigurationException: where a callback listed later would replace the weights that are exported.
             ValueError: naming the input that the model's `forward` has no parameter for.
         """
-        if stage == "fit":
-            self.check_axes(pl_module)
-            check_export_order(trainer, self)
-            check_packages(trainer, self.formats)
-            check_folder(trainer, self.directory, pl_module)
+        self._check_axes(pl_module)
+        check_packages(trainer, self.formats)
+        check_folder(trainer, self.directory, pl_module)
 
-    def check_axes(self, pl_module: LightningModule) -> None:
-        """Refuse `dynamic_axes` of inputs that the model's `forward` can't have.
-
-        Raises:
-            ValueError: naming the input.
-        """
+    def _check_axes(self, pl_module: LightningModule) -> None:
         known = list(inspect.signature(pl_module.forward).parameters)
         for name in self._axes:
             if name not in known and re.sub(r"_\d+$", "", name) not in known:  # several tensors of one are numbered

@@ -16,7 +16,6 @@ from qgru.callbacks.checkpoint_io import write_weights
 from qgru.callbacks.compatibility import averages_later, check_averaging, check_strategy
 from qgru.callbacks.export import Export
 from qgru.callbacks.finalize import Finalize
-from qgru.callbacks.folder import check_folder
 from qgru.callbacks.monitors import EarlyStopGate, reset_monitors
 from qgru.callbacks.packages import (
     Callback,
@@ -28,7 +27,7 @@ from qgru.callbacks.packages import (
     rank_zero_warn,
 )
 from qgru.callbacks.pickling import PickledAsArguments
-from qgru.callbacks.preflight import announce, check_packages
+from qgru.callbacks.preflight import announce
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.schedule import calibration_epoch
@@ -134,9 +133,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             if any(type(pl_module).setup is kind.setup for kind in classes("LightningModule")):
                 check_matches(pl_module, self.exclude)  # else it may build layers later
             if not self.config.disable_quantization and self.export_dir is not None:
-                check_packages(trainer, self._export.formats)
-                self._export.check_axes(pl_module)
-                check_folder(trainer, self.export_dir, pl_module)
+                self._export.check(trainer, pl_module)
             self._start_over()
         self._convert(pl_module)
         self._conversion = pl_module.register_load_state_dict_pre_hook(self._convert)

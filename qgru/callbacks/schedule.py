@@ -29,7 +29,7 @@ def calibration_epoch(trainer: Trainer, calibrate_at_epoch: int | None, qat: boo
         if calibrate_at_epoch >= epochs:
             rank_zero_warn(
                 f"qgru: calibrate_at_epoch={calibrate_at_epoch} never comes: {_limits(trainer)} ends the fit before, "
-                f"which is calibrated then, without quantization-aware training; expected 0 to {epochs - 1}"
+                f"which is calibrated then, without quantization-aware training; expected less than {epochs}"
             )
         return calibrate_at_epoch
     if epochs == inf:

@@ -29,8 +29,3 @@ def op_arguments(gru: QuantGRU, x: Tensor, h0: Tensor | None, backend: str) -> t
     parameters = [p.detach().clone().requires_grad_() for cell in gru._cells()[: len(cells)] for p in cell]
     exponents, texts = [cell.exponents(x) for cell in cells], [cell.plan.text for cell in cells]
     return (x, h0, parameters, exponents, None, None, texts, int(Gradient.FLOAT32), backend)
-
-
-def move(gru: QuantGRU, device: str) -> list[Tensor]:
-    """Return the first layer's parameters on another device."""
-    return [parameter.to(device) for cell in gru._cells()[: 1 + gru.bidirectional] for parameter in cell]
