@@ -67,13 +67,13 @@ def table(path: Path) -> str:
 def ddp_table(path: Path) -> str:
     """Return the epochs over several GPUs in Markdown, a line a model and number of GPUs."""
     rows = read_csv(path)
-    head = ["model", "GPUs", "float epoch, s", "QAT epoch, s", "QAT faster than float", "QAT efficiency"]
-    lines = [_line(head), _line(["---", *["--:"] * 5])]
-    cells = {(row["model"], row["gpus"], row["stage"]): row for row in rows}
-    for model, gpus in dict.fromkeys((row["model"], row["gpus"]) for row in rows):
-        of_float, of_qat = (cells[model, gpus, stage] for stage in ("float", "qat"))
+    head = ["model", "GPUs", "Lightning", "float epoch, s", "QAT epoch, s", "QAT faster than float", "QAT efficiency"]
+    lines = [_line(head), _line(["---", "--:", "---", *["--:"] * 4])]
+    cells = {(row["model"], row["gpus"], row["lightning"], row["stage"]): row for row in rows}
+    for run in dict.fromkeys((row["model"], row["gpus"], row["lightning"]) for row in rows):
+        of_float, of_qat = (cells[(*run, stage)] for stage in ("float", "qat"))
         shown = [of_float["epoch_s"], of_qat["epoch_s"], of_qat["times_float"], of_qat["efficiency"]]
-        lines.append(_line([model, gpus, *(f"{float(value):.2f}" for value in shown)]))
+        lines.append(_line([*run, *(f"{float(value):.2f}" for value in shown)]))
     return "\n".join([*lines, "", f"Efficiency: an epoch's time on one GPU over that on as many. {path.stem}.", ""])
 
 
