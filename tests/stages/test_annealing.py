@@ -157,6 +157,20 @@ def test_resumed_and_ended() -> None:
     assert optimizer.used[-1] == [0.1] and optimizer.used[-2] != [0.1]
 
 
+def test_a_step_made_of_its_base_classs_is_one_step() -> None:
+    """Hooks run around both, once torch has put hooks around the base class's."""
+    SGD(parameters(), lr=1.0)
+    (weight,) = parameters()
+    optimizer = Recording([weight], lr=0.1)
+    with anneal(optimizer, total_steps=3):
+        train(optimizer, 3)
+    assert optimizer.used == [pytest.approx([0.1 * cosine(t, 3)]) for t in range(3)]
+    expected = 1.0
+    for (rate,) in optimizer.used:
+        expected -= rate * 2 * expected
+    assert weight.tolist() == pytest.approx([expected] * 3)
+
+
 def test_past_the_end_the_least_rate_stays() -> None:
     optimizer = Recording(parameters(), lr=1.0)
     with anneal(optimizer, total_steps=2):
