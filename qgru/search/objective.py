@@ -54,11 +54,6 @@ class Problem:
         self._errors: dict[tuple[int, ...], float] = {}
         self._costs: dict[tuple[int, ...], float] = {}
 
-    @property
-    def measurements(self) -> int:
-        """How many errors were measured."""
-        return len(self._errors)
-
     def added(self, name: str, width: int) -> float:
         """Return what an operator of this width is predicted to add to the error."""
         share = self._discount if OPERATORS[name].is_weight else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from typing import NamedTuple
 
 from qgru.search.limits import changed, operands
@@ -11,7 +11,7 @@ from qgru.search.objective import Problem, Step
 from qgru.search.rules import BIAS_OF, PRODUCTS, Rules
 from qgru.search.sensitivity import SEARCHED, Progress, Widths, widths_of
 
-MEASUREMENTS = 100
+ROUNDS = 12
 _ROUND = 8  # measured before the best is taken
 _HOPELESS = 0.3  # of the error: a swap that is predicted to add more is not measured
 _GAIN = 1e-3  # of the error: less is not worth a round
@@ -27,8 +27,8 @@ class _Change(NamedTuple):
 def swapped(problem: Problem, start: Step, budget: float, progress: Progress | None = None) -> list[Step]:
     """Lower a configuration's error by swaps that stay within the budget.
 
-    Rounds measure the swaps that are predicted best and take the best of them, until `MEASUREMENTS` are spent or no
-    swap that is left looks promising.
+    `ROUNDS` rounds measure the swaps that are predicted best and take the best of them, or fewer where no swap that is
+    left looks promising.
 
     Args:
         problem: what to lower.
@@ -39,17 +39,11 @@ def swapped(problem: Problem, start: Step, budget: float, progress: Progress | N
     Returns:
         The steps that were taken, each better than the one before; none where `start` was as good.
     """
-    widths, error, steps = widths_of(start.config), start.error, []
-    first, tried = problem.measurements, set()
-    while problem.measurements - first < MEASUREMENTS:
-        shortlist = []
-        for moved in _promising(problem, widths, budget, _HOPELESS * error):
-            key = tuple(moved.values())
-            if key not in tried:
-                tried.add(key)
-                shortlist.append(moved)
-            if len(shortlist) == _ROUND:
-                break
+    widths, error, steps, tried = widths_of(start.config), start.error, [], set()
+    for number in range(ROUNDS):
+        promising = _promising(problem, widths, budget, _HOPELESS * error)
+        shortlist = list(islice((moved for moved in promising if tuple(moved.values()) not in tried), _ROUND))
+        tried |= {tuple(moved.values()) for moved in shortlist}
         if not shortlist:
             break
         best = min(shortlist, key=problem.error)
@@ -57,8 +51,8 @@ def swapped(problem: Problem, start: Step, budget: float, progress: Progress | N
             widths, error = best, problem.error(best)
             steps.append(problem.step(best))
         if progress:
-            done = min(problem.measurements - first, MEASUREMENTS)
-            progress(done, MEASUREMENTS, f"swapped to an error of {error:.2g} at a cost of {problem.cost(widths):.3f}")
+            text = f"swapped to an error of {error:.2g} at a cost of {problem.cost(widths):.3f}"
+            progress(number + 1, ROUNDS, text)
     return steps
 
 
