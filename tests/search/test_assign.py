@@ -39,7 +39,7 @@ def made_up(rng: random.Random, rules: Rules) -> Sensitivities:
 def coupled(rng: random.Random, known: Sensitivities):
     """A measurement that the sum misses by up to a factor of two, the same for the same configuration."""
     salt = rng.random()
-    return lambda config: known.predicted(config) * (0.7 + 1.4 * random.Random(hash((config, salt))).random())
+    return lambda config: known.predicted(config) * (0.7 + 1.4 * random.Random(hash((*widths_of(config).values(), salt))).random())
 
 
 def random_rules(rng: random.Random) -> Rules:
