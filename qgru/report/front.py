@@ -28,7 +28,7 @@ _STAGES = {"ptq": "before", "qat": "after"}
 _NOT_VARIED = {"job", "seed", "cost", *FIELDS}
 _SEARCHED = "auto"  # the value of `quant` that asks for a search
 _WIDE = 3.0  # a range of which the ends differ by this factor gets a logarithmic axis
-_FAR = 3.0  # times the dearest mark that was found: presets beyond are told of in words, for room
+_FAR = 3.0  # times the dearest that was chosen or found: of what costs more, presets are told of in words
 _AROUND = ((6, 6), (-6, 6), (6, -6), (-6, -6), (0, 10), (0, -10), (12, 0), (-12, 0), (6, 18), (-6, 18), (6, -18))
 
 
@@ -106,8 +106,8 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
         name: of their error or score, with its unit.
         floats: values of the float model; a dashed line stands at their mean.
     """
-    dearest = max((mark.cost for mark in marks if mark.kind != PRESET), default=inf)
-    far = [mark for mark in marks if mark.cost > _FAR * dearest]
+    searched = [mark.cost for mark in marks if mark.kind == CHOSEN] or [m.cost for m in marks if m.kind == FOUND]
+    far = [mark for mark in marks if mark.cost > _FAR * max(searched, default=inf)]
     marks = [mark for mark in marks if mark not in far]
     values = [value for mark in marks for value in (mark.before, mark.after) if isfinite(value)]
     if floats:
@@ -120,7 +120,7 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
             _draw_series(axis, [mark for mark in marks if mark.kind == kind], stage, color)
     scale(axis, "x", [mark.cost for mark in marks])
     scale(axis, "y", [*values, *floats])
-    beyond = {mark.label: f"{mark.label} at cost {mark.cost:.3g}: {mark.value:.3g}" for mark in far}
+    beyond = {mark.label: f"{mark.label} at cost {mark.cost:.3g}: {mark.value:.3g}" for mark in far if mark.label}
     axis.set_xlabel("\n".join(["cost (int8 = 1)", *(["beyond: " + "; ".join(beyond.values())] if beyond else [])]))
     axis.set_ylabel(name)
     axis.grid(color="#eeeeee")
