@@ -19,6 +19,7 @@ from qgru.report.distributions import draw_distributions
 from qgru.report.onnx_stage import OnnxForward
 from qgru.report.table import Row, print_rows, write_rows
 from qgru.schema import WEIGHTS
+from qgru.search import relative_cost
 
 _STAGES = ("float", "ptq", "qat")
 _EXPORTED = "model_qdq.onnx"
@@ -78,8 +79,8 @@ def _weight_bits(gru: QuantGRU) -> Iterator[tuple[int, int]]:
 
 def _evaluate(stage: str, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> list[Row]:
     (metrics,) = trainer.test(model, datamodule=datamodule, verbose=False)
-    size = weight_bytes(model)
-    return [Row(stage, name, value, size) for name, value in metrics.items()]
+    size, cost = weight_bytes(model), None if stage == "float" else relative_cost(model)
+    return [Row(stage, name, value, size, cost=cost) for name, value in metrics.items()]
 
 
 def _evaluate_onnx(trainer: Trainer, model: LightningModule, datamodule: Any, path: Path) -> list[Row]:
