@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qgru.files import shown
-from qgru.presets import preset, preset_names
+from qgru.presets import AUTO, preset, preset_names, read_preset
 from qgru.schema import BitwidthConfig
 
 
 def load_config(config: str | Path | Mapping[str, Any] | BitwidthConfig) -> BitwidthConfig:
-    """Turn a preset's name, the path of a JSON file, or a mapping into a ``BitwidthConfig``.
+    """Turn a preset's name, the path of a JSON or YAML file, or a mapping into a ``BitwidthConfig``.
 
     Raises:
         FileNotFoundError: for a string that is neither a preset nor a file.
@@ -29,6 +29,16 @@ def load_config(config: str | Path | Mapping[str, Any] | BitwidthConfig) -> Bitw
     if not os.path.isfile(config) and str(config) in preset_names():
         return BitwidthConfig.from_mapping(preset(str(config)))
     if os.path.exists(config):
-        return BitwidthConfig.from_json(config)
+        return _from_yaml(config) if str(config).endswith(".yaml") else BitwidthConfig.from_json(config)
+    if str(config) == AUTO:
+        raise ValueError(f"{AUTO!r} is no bit widths, but a search for them; expected it in QuantizationLifecycle")
     presets = ", ".join(preset_names())
     raise FileNotFoundError(f"{shown(str(config))} is neither a file nor a preset (presets: {presets})")
+
+
+def _from_yaml(path: str | Path) -> BitwidthConfig:
+    quant = read_preset(path)
+    try:
+        return BitwidthConfig.from_mapping(quant)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -13,7 +13,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_csv, write_rows
+from qgru.files import write_csv
+from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_rows
 
 log = logging.getLogger(__name__)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from qgru.files import written_whole
+from qgru.files import read_csv, write_csv
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,6 @@ def read_rows(path: str | Path) -> list[Row]:
         )
         for cells in read_csv(path)
     ]
-
-
-def write_csv(rows: Iterable[dict[str, object]], columns: Sequence[str], path: str | Path) -> None:
-    """Write a CSV file at once, so that a reader never sees half of it."""
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read a CSV file as one mapping of strings a row."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
