@@ -47,6 +47,7 @@ class BitWidths:
     Attributes:
         config: those to begin with: int8 until others are found.
         is_searched: True for ``"auto"``.
+        found: what the last fit's search found, on rank zero; None where none was searched.
 
     Raises:
         ValueError, FileNotFoundError: naming the argument that is not one of these, or is for ``"auto"`` alone.
@@ -78,6 +79,7 @@ class BitWidths:
         self._rules = load_rules(target) if self.is_searched or target is not None else None
         self._budget = 1.0 if budget is None else float(budget)
         self._max_error, self._points, self._logits = max_error, points, logits
+        self.found: Found | None = None
 
     def apply(self, pl_module: LightningModule, layers: Mapping[str, QuantGRU]) -> None:
         """Set the bit widths of the layers that are not calibrated, as a fit starts.
@@ -85,6 +87,7 @@ class BitWidths:
         Raises:
             MisconfigurationException: where the target does not take them, or the budget can't be met on it.
         """
+        self.found = None
         uncalibrated = {name for name, layer in layers.items() if not layer.is_calibrated()}
         if uncalibrated and not self.config.disable_quantization:
             self._check(pl_module, sorted(layers.keys() - uncalibrated))
@@ -142,10 +145,10 @@ class BitWidths:
         config = None
         with failing_together():
             if trainer.is_global_zero:
-                found = self._search(trainer, pl_module, partial(_outputs, trainer, forward_fn), qat)
-                config = found.chosen[0].config
-                rank_zero_info(f"qgru: {_in_words(found)}")
-                _write(found, folder)
+                self.found = self._search(trainer, pl_module, partial(_outputs, trainer, forward_fn), qat)
+                config = self.found.chosen[0].config
+                rank_zero_info(f"qgru: {_in_words(self.found)}")
+                _write(self.found, folder)
         config = trainer.strategy.broadcast(config)
         for layer in quantized_layers(pl_module).values():
             layer.load_bitwidth_config(config)
@@ -153,17 +156,16 @@ class BitWidths:
     def _search(self, trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn, qat: bool) -> Found:
         with isolated_random_states():  # which calibration began from as well: these are its first batches
             batches = list(training_batches(trainer, pl_module, _BATCHES))
-        settings = {"target": self._rules, "qat": qat, "forward_fn": forward_fn, "logits": self._logits}
+        asked = {"budget": self._budget, "target": self._rules, "qat": qat, "points": self._points}
         with reporting(trainer, "searching bit widths") as progress:
+            asked |= {"forward_fn": forward_fn, "logits": self._logits, "progress": progress}
             try:
-                return search(
-                    pl_module, batches, self._budget, self._max_error, points=self._points, progress=progress, **settings
-                )
+                return search(pl_module, batches, max_error=self._max_error, **asked)
             except ValueError as error:
                 if self._max_error is None:
                     raise
                 rank_zero_warn(f"qgru: {error}; found is what has the least error within the budget")
-                return search(pl_module, batches, self._budget, progress=progress, **settings)
+                return search(pl_module, batches, **asked)
 
 
 def _outputs(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> Any:

@@ -24,7 +24,6 @@ from qgru.callbacks.packages import (
     MisconfigurationException,
     Trainer,
     classes,
-    rank_zero_info,
     rank_zero_warn,
 )
 from qgru.callbacks.pickling import PickledAsArguments
@@ -69,11 +68,11 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     stage on its few batches.
 
     With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
-    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only; and what
-    ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write that
-    fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte. (Lightning's
-    `CSVLogger` begins another version then, unless it is given `version`; `qgru.report.ResumableCSVLogger` goes on in
-    the same one.)
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training), weights only; and what
+    ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write
+    that fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte.
+    (Lightning's `CSVLogger` begins another version then, unless it is given `version`;
+    `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
         config: the bit widths: a preset's name, the path of a file, or a mapping; ``"auto"`` finds them at calibration.
@@ -116,8 +115,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         points: int = 1,
         logits: bool = False,
     ) -> None:
-        self._bits = BitWidths(config, budget, max_error, target, points, logits)
-        self.config = self._bits.config
+        self.bit_widths = BitWidths(config, budget, max_error, target, points, logits)
+        self.config = self.bit_widths.config
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
         self.export_dir = None if export_dir is None else Path(export_dir)
         self.exclude = check_patterns(exclude)
@@ -161,7 +160,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} holds no nn.GRU to convert; there is nothing to quantize{floats}"
             )
-        self._bits.apply(pl_module, layers)
+        self.bit_widths.apply(pl_module, layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is to be done, and plan the float stage, where there is one."""
@@ -261,7 +260,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         """Go from the float stage to the quantized one."""
         self._save(trainer, "float.ckpt")
         self._calibrate.run(trainer, pl_module)
-        self._bits.find(trainer, pl_module, self._calibrate.forward_fn, self.qat, self.export_dir)
+        self.bit_widths.find(trainer, pl_module, self._calibrate.forward_fn, self.qat, self.export_dir)
         self._finalize.run(trainer, pl_module)
         for layer in quantized_layers(pl_module).values():
             layer.use_quantization = True

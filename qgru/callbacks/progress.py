@@ -15,8 +15,9 @@ T = TypeVar("T")
 
 def track(trainer: Trainer, items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Yield the items; on rank zero, unless the trainer's own progress bar is off, show how far that got."""
+    is_shown = _is_shown(trainer)
     yield from progress.track(
-        items, description, total, console=get_console(), transient=True, disable=not _is_shown(trainer), show_speed=False
+        items, description, total, console=get_console(), transient=True, disable=not is_shown, show_speed=False
     )
 
 

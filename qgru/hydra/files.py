@@ -42,7 +42,7 @@ class QGRUFileSource(ConfigSource):
         return False
 
     def is_config(self, config_path: str) -> bool:
-        """Tell whether a choice of ``quant`` is written like a file's path, and a file of Hydra's own folders comes first."""
+        """Tell whether a choice of ``quant`` is written like a file's path; Hydra's own folders come first."""
         return config_path.startswith(_GROUP) and config_path.endswith(_FILES)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
@@ -82,7 +82,8 @@ def check_overrides(arguments: Sequence[str], presets: Path) -> None:
     known = {choice for choice in chosen if choice in names or choice.endswith(_FILES)}
     if not known:
         return  # somebody else's quant
-    node, auto = (OmegaConf.to_container(OmegaConf.load(presets / "quant" / f"{name}.yaml").quant) for name in _EXAMPLES)
+    files = (OmegaConf.load(presets / "quant" / f"{name}.yaml") for name in _EXAMPLES)
+    node, auto = (OmegaConf.to_container(file.quant) for file in files)
     groups = node["operator_config"]
     operators = [f"{group}.{leaf}" for group, leaves in groups.items() for leaf in leaves] + [_OPTIONAL]
     fields = list(groups["input"]["x"])

@@ -13,6 +13,7 @@ from qgru.search.sensitivity import SEARCHED
 
 PRESET = "found"
 POINTS = "points"
+SEARCH = "search.csv"
 
 
 def write_found(found: Found, folder: str | Path) -> None:
@@ -33,7 +34,7 @@ def write_found(found: Found, folder: str | Path) -> None:
         if len(found.chosen) > 1:
             write_preset(point, folder / POINTS / str(number), PRESET)
     rows = _rows(found)
-    write_csv(rows, list(rows[0]), folder / "search.csv")
+    write_csv(rows, list(rows[0]), folder / SEARCH)
     sensitivities = found.sensitivities.rows()
     write_csv(sensitivities, list(sensitivities[0]), folder / "sensitivity.csv")
 
