@@ -32,9 +32,10 @@ def compare(
 ) -> list[Row]:
     """Evaluate every stage that a run left in its folder; print one table, write ``results.csv``, draw the grids.
 
-    What a search of bit widths found is drawn as well. The stages are ``float.ckpt``, ``ptq.ckpt``, ``qat.ckpt`` and ``model_qdq.onnx``, as `QuantizationLifecycle` writes
-    them into its `export_dir`; a model without them is evaluated as it is, as ``float``. A data module with a method
-    ``baselines() -> {name: {metric: value}}`` gets a line for each.
+    What a search of bit widths found is drawn as well. The stages are ``float.ckpt``, ``ptq.ckpt``, ``qat.ckpt``
+    and ``model_qdq.onnx``, as `QuantizationLifecycle` writes them into its `export_dir`; a model without them is
+    evaluated as it is, as ``float``. A data module with a method ``baselines() -> {name: {metric: value}}`` gets a
+    line for each.
 
     Args:
         trainer: evaluates with its own precision, devices and limits; nothing reaches its loggers.
