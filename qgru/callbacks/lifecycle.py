@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
+from qgru.callbacks.auto import BitWidths
 from qgru.callbacks.batches import rewind
 from qgru.callbacks.calibrate import Calibrate
 from qgru.callbacks.checkpoint_io import write_weights
@@ -23,7 +24,6 @@ from qgru.callbacks.packages import (
     MisconfigurationException,
     Trainer,
     classes,
-    rank_zero_info,
     rank_zero_warn,
 )
 from qgru.callbacks.pickling import PickledAsArguments
@@ -32,7 +32,6 @@ from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
 from qgru.callbacks.schedule import calibration_epoch
 from qgru.callbacks.weights import exported_weights, share_quantization_state
-from qgru.configs import load_config
 from qgru.convert import convert, quantized_layers
 from qgru.exclusion import check_matches, check_patterns, matching, staying_float
 from qgru.stages.calibration import uncalibrated_layers
@@ -53,7 +52,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     and an early stop of the float stage goes on to calibration at the next epoch; quantization-aware training has the
     epochs that then remain. A fit that ends before it was calibrated (`max_time`, `max_steps`) is calibrated after
     its last step and exported without quantization-aware training, as every fit with `qat=False` is; it has no
-    quantized checkpoint, so test the module itself. Learning rate schedules stay what they are.
+    quantized checkpoint, so test the module itself. Learning rate schedules stay what they are; what quantization-aware
+    training takes of them falls to 1 %, see `QAT`.
 
     `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
     quantized. So does `StochasticWeightAveraging`, listed anywhere: what is exported are the weights that the fit ends
@@ -68,13 +68,14 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     stage on its few batches.
 
     With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
-    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only. A folder that
-    can't be written to fails the fit at its start; a write that fails later is a warning, and leaves no half file.
-    A resumed run writes the same files byte for byte. (Lightning's `CSVLogger` begins another version then, unless it
-    is given `version`; `qgru.report.ResumableCSVLogger` goes on in the same one.)
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training), weights only; and what
+    ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write
+    that fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte.
+    (Lightning's `CSVLogger` begins another version then, unless it is given `version`;
+    `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
-        config: the bit widths: a preset's name, the path of a JSON file, or a mapping.
+        config: the bit widths: a preset's name, the path of a file, or a mapping; ``"auto"`` finds them at calibration.
         calibrate_at_epoch: the epoch at whose start to calibrate, counted from 0; 0 is before the first step, for
             weights that are trained already. None is after 70 % of the epochs, and leaves one at least.
         calibration_batches: the number of training batches to calibrate on, over all ranks.
@@ -86,6 +87,9 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             as well, where the optimization is automatic; nothing is logged by it.
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
         example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
+        anneal, qat_learning_rate_scale: learning rates of quantization-aware training; see `QAT`.
+        budget, max_error, points, logits: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
+        target: what a chip takes: a name, a path, or a mapping; the rules that bit widths have to keep.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -103,14 +107,22 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         exclude: Sequence[str] = (),
         example_inputs: Any = None,
         dynamic_axes: dict[str, list[int]] | None = None,
+        anneal: bool = True,
+        qat_learning_rate_scale: float = 1.0,
+        budget: float | None = None,
+        max_error: float | None = None,
+        target: str | dict[str, Any] | None = None,
+        points: int = 1,
+        logits: bool = False,
     ) -> None:
-        self.config = load_config(config)
+        self.bit_widths = BitWidths(config, budget, max_error, target, points, logits)
+        self.config = self.bit_widths.config
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
         self.export_dir = None if export_dir is None else Path(export_dir)
         self.exclude = check_patterns(exclude)
         self._calibrate = Calibrate(calibrate_at_epoch or 0, calibration_batches, forward_fn)
         self._finalize = Finalize()
-        self._qat = QAT()
+        self._qat = QAT(anneal, qat_learning_rate_scale)
         self._export = Export(export_dir or ".", export_formats, forward_fn, example_inputs, dynamic_axes)
         self._conversion: RemovableHandle | None = None
         self._start_over()
@@ -135,6 +147,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             if not self.config.disable_quantization and self.export_dir is not None:
                 self._export.check(trainer, pl_module)
             self._start_over()
+        self._qat.setup(trainer, pl_module, stage)
         self._convert(pl_module)
         self._conversion = pl_module.register_load_state_dict_pre_hook(self._convert)
 
@@ -147,15 +160,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} holds no nn.GRU to convert; there is nothing to quantize{floats}"
             )
-        for name, layer in layers.items():
-            if not layer.is_calibrated():
-                layer.load_bitwidth_config(self.config)
-            elif layer.bitwidth_config != self.config:
-                rank_zero_warn(
-                    f"qgru: {name} is calibrated and keeps its grids; their bit widths are not those of config"
-                )
-        if self.config.disable_quantization:
-            rank_zero_info("qgru: the configuration has disable_quantization: the run stays in float")
+        self.bit_widths.apply(pl_module, layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is to be done, and plan the float stage, where there is one."""
@@ -186,8 +191,11 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before the first step, try what calibration will do; go on with the random states of a checkpoint."""
         self._resumption.before_batch(trainer)
-        if not self.config.disable_quantization and not self._calibrate.try_call(trainer, pl_module, batch):
-            self._warn_without_example(pl_module)
+        self._qat.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.config.disable_quantization or self._calibrate.try_call(trainer, pl_module, batch):
+            return
+        if self.export_dir is not None:
+            self._export.warn_without_example(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what was compared with the float stage's last score before there was a quantized one."""
@@ -225,6 +233,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             "stop_requested": self._gate.stop_requested,
             "has_trained_quantized": self._has_trained_quantized,
             "has_stale_scores": self._has_stale_scores,
+            "qat": self._qat.state_dict(),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -235,15 +244,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             self._gate.stop_requested = state["stop_requested"]
             self._has_trained_quantized = state["has_trained_quantized"]
             self._has_stale_scores = state["has_stale_scores"]
-
-    def _warn_without_example(self, pl_module: LightningModule) -> None:
-        examples = (self._export.example_inputs, pl_module.example_input_array)
-        if self.export_dir is not None and self._export.formats and all(given is None for given in examples):
-            rank_zero_warn(
-                f"qgru: forward_fn does not call {type(pl_module).__name__} itself, so there is no example of its "
-                "forward's arguments: each quantized layer will be exported by itself; expected a forward_fn that "
-                "calls module(...), example_inputs, or the module's example_input_array"
-            )
+            self._qat.load_state_dict(state.get("qat", {}))
 
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.current_epoch >= self._calibration_epoch or (
@@ -259,6 +260,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         """Go from the float stage to the quantized one."""
         self._save(trainer, "float.ckpt")
         self._calibrate.run(trainer, pl_module)
+        self.bit_widths.find(trainer, pl_module, self._calibrate.forward_fn, self.qat, self.export_dir)
         self._finalize.run(trainer, pl_module)
         for layer in quantized_layers(pl_module).values():
             layer.use_quantization = True
