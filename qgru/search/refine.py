@@ -46,6 +46,9 @@ class Move:
     before: float
     after: float
 
+    def __str__(self) -> str:
+        return str(_Candidate(self.layer, self.direction, self.operator, self.step))
+
 
 class _Candidate(NamedTuple):
     layer: str
@@ -54,8 +57,8 @@ class _Candidate(NamedTuple):
     step: int
 
     def __str__(self) -> str:
-        where = " ".join(filter(None, (self.layer, self.operator + self.direction.short_suffix)))
-        return f"{where} {'finer' if self.step > 0 else 'coarser'}"
+        name = "/".join(filter(None, (self.layer, self.operator))) + self.direction.short_suffix
+        return f"{name} {'finer' if self.step > 0 else 'coarser'}"
 
 
 def refine_exponents(
