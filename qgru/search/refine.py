@@ -5,7 +5,7 @@ Calibration fits each grid to its own values. Which errors cancel in the outputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -98,12 +98,12 @@ def refine_exponents(
         for done, candidate in enumerate(tried, 1):
             state = _moved(layers[candidate.layer], states[candidate.layer], candidate)
             if state is not None:
-                found.append((_error(evaluator, {**states, candidate.layer: state}), candidate, state))
+                found.append((evaluator.error_of({**states, candidate.layer: state}), candidate, state))
             if progress:
                 progress(evaluator.evaluations, evaluator.evaluations + len(tried) - done, str(candidate))
         return sorted(found, key=lambda entry: entry[0])
 
-    least, moves = _error(evaluator, states), []
+    least, moves = evaluator.error_of(states), []
     is_done = False
     while not is_done:
         best = ranked(candidates)
@@ -117,12 +117,6 @@ def refine_exponents(
         layer._write(replace(states[name], use_quantization=layer.use_quantization))
         layer._calibration.is_stale = False
     return moves
-
-
-def _error(evaluator: Evaluator, states: Mapping[str, QuantState]) -> float:
-    evaluator.evaluations += 1
-    with evaluator._lent(states):
-        return evaluator._difference.of(evaluator._outputs())
 
 
 def _calibrated(layer: QuantGRU) -> QuantState:
