@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from itertools import pairwise
+from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,15 +19,16 @@ BEFORE, AFTER, PALE, INK = "#4c78a8", "#d6452b", "#c9c9c9", "#333333"
 FOUND, CHOSEN, PRESET, TRIED = "found", "chosen", "preset", "tried"
 _STYLES = {
     TRIED: {"marker": ".", "s": 14},
-    FOUND: {"marker": "o", "s": 24},
+    FOUND: {"marker": "o", "s": 26, "facecolors": "white", "linewidths": 1.2},
     PRESET: {"marker": "x", "s": 44, "linewidths": 1.8},
-    CHOSEN: {"marker": "*", "s": 150, "edgecolors": "white", "linewidths": 0.8},
+    CHOSEN: {"marker": "*", "s": 130},
 }
 _DPI = 120
 _STAGES = {"ptq": "before", "qat": "after"}
 _NOT_VARIED = {"job", "seed", "cost", *FIELDS}
 _SEARCHED = "auto"  # the value of `quant` that asks for a search
 _WIDE = 3.0  # a range of which the ends differ by this factor gets a logarithmic axis
+_FAR = 3.0  # times the dearest that was chosen or found: of what costs more, presets are told of in words
 _AROUND = ((6, 6), (-6, 6), (6, -6), (-6, -6), (0, 10), (0, -10), (12, 0), (-12, 0), (6, 18), (-6, 18), (6, -18))
 
 
@@ -38,8 +40,9 @@ class Mark:
         cost: the preset ``int8`` is 1.
         before: error or score before QAT, NaN where there is none.
         after: the same after QAT.
-        label: what stands beside it; marks of one label share it.
-        kind: `PRESET`, a cross; `FOUND` by a search, a dot on a line; `CHOSEN` of those, a star; `TRIED`, a pale dot.
+        label: marks of one label stand for the same thing. It is written once beside them; those that were found are
+            joined by a line through each label's mean instead.
+        kind: `PRESET`, a cross; `FOUND` by a search, a circle; `CHOSEN` of those, a star; `TRIED`, a pale dot.
     """
 
     cost: float
@@ -70,8 +73,8 @@ def draw_front(rows: Iterable[Mapping[str, Any]], path: str | Path) -> bool:
     panels = {metric: marks for metric, marks in panels.items() if marks}
     if not panels:
         return False
-    figure = new_figure(6.4 * len(panels), 4.4)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = new_figure(5.8, 4.2 * len(panels))
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, (metric, marks) in zip(axes, panels.items(), strict=True):
         draw_marks(axis, marks, metric.removeprefix("test/"), _float_values(rows, metric))
     save(figure, path)
@@ -103,6 +106,9 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
         name: of their error or score, with its unit.
         floats: values of the float model; a dashed line stands at their mean.
     """
+    searched = [mark.cost for mark in marks if mark.kind == CHOSEN] or [m.cost for m in marks if m.kind == FOUND]
+    far = [mark for mark in marks if mark.cost > _FAR * max(searched, default=inf)]
+    marks = [mark for mark in marks if mark not in far]
     values = [value for mark in marks for value in (mark.before, mark.after) if isfinite(value)]
     if floats:
         axis.axhline(fmean(floats), color=INK, linestyle="--", linewidth=1, label="float")
@@ -114,7 +120,8 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
             _draw_series(axis, [mark for mark in marks if mark.kind == kind], stage, color)
     scale(axis, "x", [mark.cost for mark in marks])
     scale(axis, "y", [*values, *floats])
-    axis.set_xlabel("cost (int8 = 1)")
+    beyond = {mark.label: f"{mark.label} at cost {mark.cost:.3g}: {mark.value:.3g}" for mark in far if mark.label}
+    axis.set_xlabel("\n".join(["cost (int8 = 1)", *(["beyond: " + "; ".join(beyond.values())] if beyond else [])]))
     axis.set_ylabel(name)
     axis.grid(color="#eeeeee")
     axis.set_axisbelow(True)
@@ -134,13 +141,12 @@ def _draw_series(axis: Any, marks: Sequence[Mark], stage: str, color: str) -> No
         means = sorted((fmean(p[0] for p in group), fmean(p[1] for p in group)) for group in (*groups.values(), *alone))
         axis.plot(*zip(*means, strict=True), color=color, linewidth=1.2, alpha=0.7)
     color = PALE if kind == TRIED else color
-    axis.scatter(costs, values, color=color, zorder=3, label=f"{kind}, {stage} QAT", **_STYLES[kind])
+    style = {"color": color} | ({"color": None, "edgecolors": color} if kind == FOUND else {}) | _STYLES[kind]
+    axis.scatter(costs, values, zorder=3, label=f"{kind}, {stage} QAT", **style)
 
 
 def scale(axis: Any, which: str, values: Sequence[float]) -> None:
-    """Choose between a linear and a logarithmic axis, with readable numbers on it."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    """Make the axis `which` (``"x"``, ``"y"``) fit some values, logarithmic where they are far apart."""
     low, high = min(values), max(values)
     if low <= 0 or high / low < _WIDE:
         axis.margins(**{which: 0.12})
@@ -148,11 +154,18 @@ def scale(axis: Any, which: str, values: Sequence[float]) -> None:
     factor = (high / low) ** 0.08
     getattr(axis, f"set_{which}scale")("log")
     getattr(axis, f"set_{which}lim")(low / factor, high * factor)
-    own = getattr(axis, f"{which}axis")
-    subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 10 else (1, 2, 5) if high / low < 1000 else (1,)
-    own.set_major_locator(LogLocator(subs=subs))
-    own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    own.set_minor_formatter(NullFormatter())
+    write_ticks(getattr(axis, f"{which}axis"), high / low)
+
+
+def write_ticks(axis: Any, ratio: float) -> None:
+    """Put plain numbers on a logarithmic axis, as many as suit the ratio of its ends."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(
+        LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if ratio < 10 else (1, 2, 5) if ratio < 1000 else (1,))
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _write_labels(axis: Any, marks: Sequence[Mark]) -> None:
@@ -160,10 +173,13 @@ def _write_labels(axis: Any, marks: Sequence[Mark]) -> None:
     axis.figure.draw_without_rendering()  # the layout, and with it the places of the marks
     canvas = axis.get_window_extent()
     drawn = [mark for mark in marks if mark.kind != TRIED]
-    everywhere = [(mark.cost, y) for mark in drawn for y in (mark.before, mark.after) if isfinite(y)]
-    dots = [axis.transData.transform(point) for point in everywhere]
+    dots = [
+        axis.transData.transform((mark.cost, y)) for mark in drawn for y in (mark.before, mark.after) if isfinite(y)
+    ]
+    for line in axis.lines:
+        dots.extend(_along(line))
     taken: list[Any] = []
-    for label in dict.fromkeys(mark.label for mark in marks if mark.label):
+    for label in dict.fromkeys(mark.label for mark in marks if mark.label and mark.kind != FOUND):
         own = [mark for mark in marks if mark.label == label and isfinite(mark.value)]
         if not own:
             continue
@@ -186,6 +202,15 @@ def _write_labels(axis: Any, marks: Sequence[Mark]) -> None:
                 other.remove()
         text.set_visible(True)
         taken.append(box)
+
+
+def _along(line: Any) -> Iterator[Any]:
+    """Yield points on a line, in pixels, close enough to find a word that it would cross."""
+    import numpy as np
+
+    corners = line.get_transform().transform(line.get_xydata())
+    for start, end in pairwise(corners):
+        yield from np.linspace(start, end, 2 + int(np.abs(end - start).max() / 4))
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mark]:

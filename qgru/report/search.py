@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qgru.direction import Direction
-from qgru.report.front import AFTER, CHOSEN, FOUND, INK, TRIED, Mark, draw_marks, new_figure, save, scale
+from qgru.report.front import AFTER, CHOSEN, FOUND, INK, TRIED, Mark, draw_marks, new_figure, save, scale, write_ticks
 from qgru.schema import BitwidthConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COMPUTED = (
 """The operators in the order of a time step."""
 
 _ERROR = "output error to float"
-_COLORS = "cividis"  # one for all kinds of colour vision
+_COLORS = "viridis"  # which all kinds of colour vision read alike
 _MOST_MAPS = 4
 
 
@@ -67,9 +67,13 @@ def draw_sensitivities(sensitivities: Sensitivities, path: str | Path, chosen: B
     }
     known = [value for grid in grids.values() for value in grid.flat if isfinite(value) and value > 0] or [1.0]
     norm = LogNorm(min(known), max(max(known), 1.01 * min(known)))
-    figure = new_figure(2.0 + len(grids) * max(0.3 * len(widths), 1.5), 1.3 + 0.27 * len(operators))
-    axes = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
-    for axis, (title, grid) in zip(axes, grids.items(), strict=True):
+    columns, lines = min(len(grids), 2), -(-len(grids) // 2)
+    size = max(0.28 * len(widths), 1.5), 0.6 + 0.25 * len(operators)
+    figure = new_figure(2.0 + columns * size[0], 0.6 + lines * size[1])
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat[len(grids) :]:
+        axis.set_axis_off()
+    for axis, (title, grid) in zip(axes.flat, grids.items(), strict=False):
         shown = np.clip(np.where(np.isnan(grid), nan, grid), norm.vmin, norm.vmax)
         image = axis.imshow(shown, cmap=_COLORS, norm=norm, aspect="auto")
         axis.set_title(title, fontsize=9)
@@ -78,7 +82,7 @@ def draw_sensitivities(sensitivities: Sensitivities, path: str | Path, chosen: B
         axis.tick_params(length=0, labelsize=8)
         axis.spines[:].set_visible(False)
         axis.set_xlabel("bits")
-        _ring(axis, operators, widths, chosen)
+        _ring(axis, grid, operators, widths, chosen)
     bar = figure.colorbar(image, ax=axes, label=f"{_ERROR}, this operator alone")
     bar.outline.set_visible(False)
     if chosen is not None:
@@ -95,7 +99,7 @@ def draw_points(found: Found, path: str | Path) -> None:
         found: a search's result.
         path: of the PNG.
     """
-    figure = new_figure(6.4, 4.4)
+    figure = new_figure(5.8, 4.2)
     axis = figure.subplots()
     marks = [Mark(point.cost, point.measured, label=name) for name, point in found.presets.items()]
     marks += [Mark(point.cost, point.measured, kind=FOUND) for point in found.front]
@@ -108,6 +112,8 @@ def draw_points(found: Found, path: str | Path) -> None:
 def draw_prediction(points: Sequence[Point], path: str | Path) -> None:
     """Draw measured over predicted errors, with their rank correlation and the line where both are equal.
 
+    The rank correlation of cost and measured error stands beside it: what is no better than that predicts nothing.
+
     Args:
         points: of a search; those without two finite errors above 0 are left out.
         path: of the PNG.
@@ -116,7 +122,7 @@ def draw_prediction(points: Sequence[Point], path: str | Path) -> None:
 
     pairs = [(point.predicted, point.measured, point.cost) for point in points]
     pairs = [pair for pair in pairs if all(isfinite(value) and value > 0 for value in pair)]
-    figure = new_figure(5.2, 4.4)
+    figure = new_figure(5.4, 4.2)
     axis = figure.subplots()
     axis.set_xlabel("predicted error: sum of the operators' own")
     axis.set_ylabel(f"measured {_ERROR}")
@@ -129,9 +135,14 @@ def draw_prediction(points: Sequence[Point], path: str | Path) -> None:
         scale(axis, "y", ends)
         norm = LogNorm(cost.min(), max(cost.max(), 1.01 * cost.min()))
         drawn = axis.scatter(predicted, measured, c=cost, cmap=_COLORS, norm=norm, s=16, zorder=2)
-        figure.colorbar(drawn, label="cost (int8 = 1)")
-    correlation = spearman(*(np.array([pair[i] for pair in pairs]) for i in (0, 1)))
-    figure.suptitle(f"{len(pairs)} configurations, Spearman {correlation:.2f}", fontsize=10)
+        bar = figure.colorbar(drawn, label="cost (int8 = 1)")
+        bar.outline.set_visible(False)
+        write_ticks(bar.ax.yaxis, norm.vmax / norm.vmin)
+        alone = spearman(-cost, measured)
+        axis.set_title(
+            f"{len(pairs)} configurations: Spearman {spearman(predicted, measured):.2f} (by cost alone {alone:.2f})",
+            fontsize=10,
+        )
     save(figure, path)
 
 
@@ -141,7 +152,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     for values in (a, b):
         _, index, count = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(count) - (count - 1) / 2)[index])
-    x, y = (rank - rank.mean() for rank in ranks) if len(a) else (np.zeros(0), np.zeros(0))
+    x, y = (rank - rank.mean() for rank in ranks)
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum()) / size if size else nan
 
@@ -162,13 +173,13 @@ def _maps(errors: Mapping[tuple[str, Direction, str, int], float]) -> dict[str, 
     return {f"largest of {len(maps)} layers and directions": largest}
 
 
-def _ring(axis: Any, operators: Sequence[str], widths: Sequence[int], chosen: BitwidthConfig | None) -> None:
+def _ring(
+    axis: Any, grid: np.ndarray, operators: Sequence[str], widths: Sequence[int], chosen: BitwidthConfig | None
+) -> None:
     configs = {} if chosen is None else chosen.operators
-    rings = [
-        (widths.index(configs[name].bitwidth), row)
-        for row, name in enumerate(operators)
-        if name in configs and configs[name].bitwidth in widths
-    ]
+    wanted = [(configs[name].bitwidth, row) for row, name in enumerate(operators) if name in configs]
+    rings = [(widths.index(width), row) for width, row in wanted if width in widths]
+    rings = [(column, row) for column, row in rings if not np.isnan(grid[row, column])]
     if rings:
         at = list(zip(*rings, strict=True))
         axis.scatter(*at, s=60, facecolors="none", edgecolors="white", linewidths=3)
