@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qgru.callbacks.agreement import failing_together
-from qgru.callbacks.batches import training_batches
-from qgru.callbacks.calling import call_in_float
+from qgru.callbacks.batches import first_batches
+from qgru.callbacks.calling import outputs_in_float
 from qgru.callbacks.packages import (
     LightningModule,
     MisconfigurationException,
@@ -28,9 +28,7 @@ from qgru.schema import BitwidthConfig
 from qgru.search import Found, load_rules, relative_cost, search
 from qgru.search.assign import check_budget
 from qgru.search.files import write_found
-from qgru.stages.passes import ForwardFn, isolated_random_states
-
-_BATCHES = 4  # of those that calibration sees: a search calls the model on them some hundred times
+from qgru.stages.passes import ForwardFn
 
 
 class BitWidths:
@@ -78,7 +76,7 @@ class BitWidths:
             raise ValueError(f"{names} is for a search, and config is {shown(config)}; expected {AUTO!r}")
         self._rules = load_rules(target) if self.is_searched or target is not None else None
         self._budget = 1.0 if budget is None else float(budget)
-        self._max_error, self._points, self._logits = max_error, points, logits
+        self._max_error, self._points, self.logits = max_error, points, logits
         self.found: Found | None = None
 
     def apply(self, pl_module: LightningModule, layers: Mapping[str, QuantGRU]) -> None:
@@ -145,7 +143,7 @@ class BitWidths:
         config = None
         with failing_together():
             if trainer.is_global_zero:
-                self.found = self._search(trainer, pl_module, partial(_outputs, trainer, forward_fn), qat)
+                self.found = self._search(trainer, pl_module, partial(outputs_in_float, trainer, forward_fn), qat)
                 config = self.found.chosen[0].config
                 rank_zero_info(f"qgru: {_in_words(self.found)}")
                 _write(self.found, folder)
@@ -154,11 +152,10 @@ class BitWidths:
             layer.load_bitwidth_config(config)
 
     def _search(self, trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn, qat: bool) -> Found:
-        with isolated_random_states():  # which calibration began from as well: these are its first batches
-            batches = list(training_batches(trainer, pl_module, _BATCHES))
+        batches = first_batches(trainer, pl_module)
         asked = {"budget": self._budget, "target": self._rules, "qat": qat, "points": self._points}
         with reporting(trainer, "searching bit widths") as progress:
-            asked |= {"forward_fn": forward_fn, "logits": self._logits, "progress": progress}
+            asked |= {"forward_fn": forward_fn, "logits": self.logits, "progress": progress}
             try:
                 return search(pl_module, batches, max_error=self._max_error, **asked)
             except ValueError as error:
@@ -166,17 +163,6 @@ class BitWidths:
                     raise
                 rank_zero_warn(f"qgru: {error}; found is what has the least error within the budget")
                 return search(pl_module, batches, **asked)
-
-
-def _outputs(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> Any:
-    """Call the model; return what its own `forward` does in that, else what the call returns."""
-    outputs: list[Any] = []
-    handle = pl_module.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
-        returned = call_in_float(trainer, forward_fn, pl_module, batch)
-    finally:
-        handle.remove()
-    return outputs or returned
 
 
 def _in_words(found: Found) -> str:

@@ -23,6 +23,17 @@ def call_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: Lig
         return call_model(forward_fn, pl_module, batch)
 
 
+def outputs_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> Any:
+    """Call the model as `call_in_float`; return what its own `forward` does in that, else what the call returns."""
+    outputs: list[Any] = []
+    handle = pl_module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        returned = call_in_float(trainer, forward_fn, pl_module, batch)
+    finally:
+        handle.remove()
+    return outputs or returned
+
+
 @contextmanager
 def unlogged(pl_module: LightningModule) -> Iterator[None]:
     """Have `self.log` do nothing: a `training_step` serves to feed the layers here, in hooks that allow no log."""

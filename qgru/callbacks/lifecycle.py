@@ -30,6 +30,7 @@ from qgru.callbacks.pickling import PickledAsArguments
 from qgru.callbacks.preflight import announce
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
+from qgru.callbacks.refine import refine
 from qgru.callbacks.schedule import calibration_epoch
 from qgru.callbacks.weights import exported_weights, share_quantization_state
 from qgru.convert import convert, quantized_layers
@@ -262,6 +263,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         self._calibrate.run(trainer, pl_module)
         self.bit_widths.find(trainer, pl_module, self._calibrate.forward_fn, self.qat, self.export_dir)
         self._finalize.run(trainer, pl_module)
+        if not self.qat:
+            refine(trainer, pl_module, self._calibrate.forward_fn, self.bit_widths.logits)
         for layer in quantized_layers(pl_module).values():
             layer.use_quantization = True
         self._save(trainer, "ptq.ckpt")

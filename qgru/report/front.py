@@ -147,7 +147,7 @@ def _draw_series(axis: Any, marks: Sequence[Mark], stage: str, color: str) -> No
 
 def scale(axis: Any, which: str, values: Sequence[float]) -> None:
     """Make the axis `which` (``"x"``, ``"y"``) fit some values, logarithmic where they are far apart."""
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     if low <= 0 or high / low < _WIDE:
         axis.margins(**{which: 0.12})
         return

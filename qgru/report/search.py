@@ -148,6 +148,8 @@ def draw_prediction(points: Sequence[Point], path: str | Path) -> None:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Return the correlation of two samples' ranks, equal values sharing their mean rank; NaN where one is constant."""
+    if not len(a):
+        return nan
     ranks = []
     for values in (a, b):
         _, index, count = np.unique(values, return_inverse=True, return_counts=True)
