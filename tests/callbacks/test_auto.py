@@ -192,6 +192,31 @@ def test_a_call_past_forward_is_compared_by_what_it_returns(tmp_path: Path) -> N
     assert fit(tmp_path, callback, max_epochs=1).gru.is_calibrated()
 
 
+def test_a_call_that_returns_nothing_to_compare_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    def forward(module: Model, batch: Any) -> None:
+        module.gru(batch[0])
+
+    model = Model()
+    with pytest.raises(RuntimeError, match="neither calls Model itself nor returns a floating tensor"):
+        fit(tmp_path, lifecycle(forward_fn=forward), model=model)
+    assert not model.losses
+
+
+@pytest.mark.parametrize("settings", [{"fast_dev_run": True}, {"precision": "bf16-mixed"}, {"precision": "64-true"}])
+def test_other_trainers(tmp_path: Path, settings: dict[str, Any]) -> None:
+    callback = lifecycle(calibrate_at_epoch=0)
+    model = fit(tmp_path, callback, **{"max_epochs": 1, **settings})
+    assert model.gru.bitwidth_config == callback.bit_widths.found.chosen[0].config
+
+
+def test_without_training_the_weights_errors_are_not_discounted(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[bool] = []
+    original = auto.search
+    monkeypatch.setattr(auto, "search", lambda *a, **given: asked.append(given["qat"]) or original(*a, **given))
+    model = fit(tmp_path, lifecycle(qat=False), max_epochs=1)
+    assert asked == [False] and relative_cost(model) <= 0.8
+
+
 def test_it_is_pickled_as_its_arguments(searched: Any) -> None:
     _, callback, _ = searched
     buffer = io.BytesIO()
