@@ -15,6 +15,7 @@ from qgru import load_config
 from qgru.hydra.files import check_overrides
 from qgru.report import read_rows
 from qgru.search import load_rules
+from tests.report.toy import ToyModel
 
 from .test_presets import CONF, composed
 from .test_train import TOY, run
@@ -98,10 +99,12 @@ def test_what_cant_be_met_is_refused_before_training(monkeypatch, tmp_path, caps
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory) -> Path:
-    """The folder of a run with two points."""
-    folder = tmp_path_factory.mktemp("points")
+    """The folder of a run with two points: two epochs of six steps in float, and one of each point."""
+    folder, steps, step = tmp_path_factory.mktemp("points"), [], ToyModel.training_step
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ToyModel, "training_step", lambda *given: steps.append(0) or step(*given))
         run(monkeypatch, *TOY, *AUTO, "quant.points=2", "trainer.max_epochs=3", f"hydra.run.dir={folder}")
+    assert len(steps) == (2 + 1 + 1) * 6
     return folder
 
 
