@@ -79,7 +79,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         calibrate_at_epoch: the epoch at whose start to calibrate, counted from 0; 0 is before the first step, for
             weights that are trained already. None is after 70 % of the epochs, and leaves one at least.
         calibration_batches: the number of training batches to calibrate on, over all ranks.
-        qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, and ends the fit.
+        qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, refines, and ends the fit.
         export_dir: where files go; None writes none.
         export_formats: of ``"qdq"`` and ``"float"``.
         forward_fn: `forward_fn(module, batch)` calls the model on a training batch; by default `module(batch[0])`

@@ -126,7 +126,8 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
     axis.grid(color="#eeeeee")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     _write_labels(axis, marks)
 
 
