@@ -68,7 +68,8 @@ def train_points(cfg: DictConfig, run: Callable[[DictConfig], list[Row]], rows: 
     for number in sorted(chosen - {1}):
         of_point = folder / POINTS / str(number)
         with _output_folder(of_point):
-            groups[number] = run(_of_point(cfg, of_point / f"{PRESET}.yaml", folder / _CHECKPOINT))
+            own = run(_of_point(cfg, of_point / f"{PRESET}.yaml", folder / _CHECKPOINT))
+        groups[number] = [row for row in own if row.cost is not None]  # baselines and float are the first point's
     _write(folder, groups)
 
 
