@@ -15,7 +15,7 @@ from qgru.configs import load_config
 from qgru.presets import preset_names
 from qgru.schema import BitwidthConfig
 from qgru.search.assign import MEASURED_FROM, narrowed_to, narrowing
-from qgru.search.cost import REFERENCE, Cost, cost_of
+from qgru.search.cost import Cost, cost_of, reference
 from qgru.search.evaluation import Evaluator
 from qgru.search.limits import cheapest, check_budget
 from qgru.search.objective import QAT_DISCOUNT, Problem, Step
@@ -100,10 +100,10 @@ def search(
     """
     rules = load_rules(target)
     _check(budget, max_error, points)
-    reference = cost_of(module, load_config(REFERENCE))
+    of_int8 = cost_of(module, reference())
 
     def price(config: BitwidthConfig) -> float:
-        return cost_of(module, config).relative_to(reference)
+        return cost_of(module, config).relative_to(of_int8)
 
     check_budget(rules, price, budget)
     evaluator = Evaluator(module, batches, forward_fn, logits)
@@ -114,7 +114,7 @@ def search(
     def point(config: BitwidthConfig) -> Point:
         parts, predicted = cost_of(module, config), _predicted(known, config)
         reasons = MappingProxyType(_reasons(config, known, rules))
-        return Point(config, parts.relative_to(reference), parts, predicted, error(config), reasons)
+        return Point(config, parts.relative_to(of_int8), parts, predicted, error(config), reasons)
 
     problem = Problem(known, error, price, rules, QAT_DISCOUNT if qat and max_error is None else 1.0)
     if max_error is None:
