@@ -202,7 +202,10 @@ def test_a_call_that_returns_nothing_to_compare_is_refused_before_the_first_step
     assert not model.losses
 
 
-@pytest.mark.parametrize("settings", [{"fast_dev_run": True}, {"enable_progress_bar": True}, {"precision": "bf16-mixed"}, {"precision": "64-true"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"enable_progress_bar": True}, {"fast_dev_run": True}, {"precision": "bf16-mixed"}, {"precision": "64-true"}],
+)
 def test_other_trainers(tmp_path: Path, settings: dict[str, Any]) -> None:
     callback = lifecycle(calibrate_at_epoch=0)
     model = fit(tmp_path, callback, **{"max_epochs": 1, **settings})

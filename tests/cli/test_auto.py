@@ -145,6 +145,24 @@ def test_a_run_in_the_same_folder_leaves_no_float_stage_of_another(monkeypatch, 
     assert (tmp_path / "points" / "2" / "results.csv").is_file()
 
 
+def test_points_of_a_run_that_begins_with_a_checkpoint_begin_with_it(monkeypatch, tmp_path):
+    run(monkeypatch, *TOY, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/float")
+    checkpoint = tmp_path / "float" / "checkpoints" / "last.ckpt"
+    settings = ["callbacks.quantization.calibrate_at_epoch=1", "trainer.max_epochs=2", f"ckpt_path={checkpoint}"]
+    run(monkeypatch, *TOY, *AUTO, "quant.points=2", *settings, f"hydra.run.dir={tmp_path}/points")
+    assert (tmp_path / "points" / "float_stage.ckpt").read_bytes() == checkpoint.read_bytes()
+    own, other = (read_rows(tmp_path / name / "results.csv") for name in ("points", "points/points/2"))
+    assert own[:2] == other[:2] and own[1].value == read_rows(tmp_path / "float" / "results.csv")[1].value
+
+
+def test_a_run_that_is_resumed_elsewhere_says_that_it_has_no_points(monkeypatch, tmp_path):
+    short = ["callbacks.quantization.calibrate_at_epoch=0", "trainer.max_epochs=1"]
+    run(monkeypatch, *TOY, *AUTO, *short, f"hydra.run.dir={tmp_path}/one")
+    resume = [f"ckpt_path={tmp_path}/one/checkpoints/last.ckpt", f"hydra.run.dir={tmp_path}/other"]
+    with pytest.warns(UserWarning, match="holds no search.csv, so no other points are trained"):
+        run(monkeypatch, *TOY, *AUTO, "quant.points=2", *short, *resume)
+
+
 def test_a_sweep_over_budgets_gathers_costs_and_draws_the_front(monkeypatch, tmp_path, capsys):
     run(monkeypatch, *TOY, *AUTO[:2], "quant.budget=0.7,1.0", f"hydra.sweep.dir={tmp_path}", "--multirun")
     with (tmp_path / "results.csv").open() as file:
