@@ -1,6 +1,7 @@
 """Widths under a budget: from the widest that a target takes, one operator narrower at a time, then swaps.
 
-Greedy with measured shortlists after what `docs/search.md` compares; the swaps lower its error by another 10 to 50 %.
+On Mackey-Glass the swaps lower the greedy steps' error by 10 to 50 % at the same cost, an evolutionary search from the
+greedy front by 8 to 24 % in as many measurements and by 7 to 29 % in three times as many.
 """
 
 from __future__ import annotations
