@@ -14,11 +14,11 @@ from torch import nn
 from qgru.configs import load_config
 from qgru.presets import preset_names
 from qgru.schema import BitwidthConfig
-from qgru.search.assign import MEASURED_FROM, narrowed_to, narrowing
+from qgru.search.assign import MEASURED_FROM, QAT_DISCOUNT, narrowed_to, narrowing
 from qgru.search.cost import Cost, cost_of, reference
 from qgru.search.evaluation import Evaluator
 from qgru.search.limits import cheapest, check_budget
-from qgru.search.objective import QAT_DISCOUNT, Problem, Step
+from qgru.search.objective import Problem, Step
 from qgru.search.rules import Rules, load_rules
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, measured_alone, widths_of
 from qgru.search.swaps import swapped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from torch import nn
@@ -36,10 +37,15 @@ def made_up(rng: random.Random, rules: Rules) -> Sensitivities:
     return Sensitivities(errors, 0.0)
 
 
-def coupled(rng: random.Random, known: Sensitivities):
+def coupled(rng: random.Random, known: Sensitivities) -> Callable[[BitwidthConfig], float]:
     """A measurement that the sum misses by up to a factor of two, the same for the same configuration."""
     salt = rng.random()
-    return lambda config: known.predicted(config) * (0.7 + 1.4 * random.Random(hash((config, salt))).random())
+
+    def measure(config: BitwidthConfig) -> float:
+        own = random.Random(hash((*widths_of(config).values(), salt)))
+        return known.predicted(config) * own.uniform(0.7, 2.1)
+
+    return measure
 
 
 def random_rules(rng: random.Random) -> Rules:
