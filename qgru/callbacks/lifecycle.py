@@ -72,8 +72,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training), weights only; and what
     ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write
     that fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte.
-    (Lightning's `CSVLogger` begins another version then, unless it is given `version`;
-    `qgru.report.ResumableCSVLogger` goes on in the same one.)
+    (Lightning's `CSVLogger` begins another version then, `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
         config: the bit widths: a preset's name, the path of a file, or a mapping; ``"auto"`` finds them at calibration.
@@ -89,8 +88,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
         example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
         anneal, qat_learning_rate_scale: learning rates of quantization-aware training; see `QAT`.
-        budget, max_error, points, logits: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
-        target: what a chip takes: a name, a path, or a mapping; the rules that bit widths have to keep.
+        budget, max_error, points: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
+        target, logits: the rules of a chip, and of what kind outputs are, where they are compared; see there.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -195,6 +194,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         self._qat.on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.config.disable_quantization or self._calibrate.try_call(trainer, pl_module, batch):
             return
+        self.bit_widths.check_outputs(trainer, pl_module, self._calibrate.forward_fn, batch)
         if self.export_dir is not None:
             self._export.warn_without_example(pl_module)
 
