@@ -61,6 +61,12 @@ class Evaluator:
         """Every direction of every layer."""
         return [(name, direction) for name, grids in self._layers.items() for direction in grids.directions]
 
+    def error_of(self, states: Mapping[str, QuantState]) -> float:
+        """Measure quantization states that are given, by the layers' names; see `error`."""
+        self.evaluations += 1
+        with self._lent(states):
+            return self._difference.of(self._outputs())
+
     def has_bias(self, name: str) -> bool:
         """Tell whether a layer has biases."""
         return self._layers[name].layer.bias
@@ -83,9 +89,7 @@ class Evaluator:
             name: [chosen.get((name, direction), config) for direction in grids.directions]
             for name, grids in self._layers.items()
         }
-        self.evaluations += 1
-        with self._lent({name: self._layers[name].state(of_cells) for name, of_cells in configs.items()}):
-            return self._difference.of(self._outputs())
+        return self.error_of({name: self._layers[name].state(of_cells) for name, of_cells in configs.items()})
 
     def _outputs(self) -> Iterator[list[Tensor]]:
         for index, batch in enumerate(self._batches):
@@ -117,7 +121,9 @@ def _observed(module: nn.Module) -> dict[str, QuantGRU]:
 
 def _seed(number: int) -> None:
     """Start every pass over a batch from the same random states, so that outputs differ by the widths alone."""
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     np.random.seed(number)
     random.seed(number)
 

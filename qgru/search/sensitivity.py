@@ -31,6 +31,9 @@ BASE: Mapping[str, int] = MappingProxyType({name: 12 if name in PRE_ACTIVATIONS 
 
 WIDTHS = tuple(range(2, 13))
 
+Widths = dict[str, int]
+"""The bit width of every operator that is searched."""
+
 
 @cache
 def _reference() -> Mapping[str, OperatorConfig]:
@@ -42,7 +45,7 @@ def config_of(widths: Mapping[str, int]) -> BitwidthConfig:
     return BitwidthConfig({name: replace(_reference()[name], bitwidth=width) for name, width in widths.items()})
 
 
-def widths_of(config: BitwidthConfig) -> dict[str, int]:
+def widths_of(config: BitwidthConfig) -> Widths:
     """Return the width of every operator that is searched."""
     return {name: config.operators[name].bitwidth for name in SEARCHED}
 
@@ -75,17 +78,9 @@ class Sensitivities:
         """
         return 0.0 if width == BASE[operator] else self._summed[operator, width]
 
-    def predicted(self, config: BitwidthConfig, discount: float = 1.0) -> float:
-        """Return the sum over all operators: how a configuration ranks, not what it measures.
-
-        Args:
-            config: of measured widths.
-            discount: what the four parameters' errors count for.
-        """
-        return self.base + sum(
-            self.summed(name, width) * (discount if OPERATORS[name].is_weight else 1.0)
-            for name, width in widths_of(config).items()
-        )
+    def predicted(self, config: BitwidthConfig) -> float:
+        """Return the sum over all operators: how a configuration of measured widths ranks, not what it measures."""
+        return self.base + sum(self.summed(name, width) for name, width in widths_of(config).items())
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the errors as rows of a table: layer, direction, operator, width, error."""
