@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qgru.schema import BitwidthConfig
-from qgru.search.limits import changed, check_budget, operands, widest
+from qgru.search.limits import changed, check_budget, widest
 from qgru.search.objective import Problem, Step
-from qgru.search.rules import PRODUCTS, Rules
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, Widths
 from qgru.search.swaps import swapped
+from qgru.targets.rules import PRODUCTS, Rules, operands
 
 SHORTLIST = 3
 MEASURED_FROM = 2.0  # times the budget: above it, steps are taken by prediction alone

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
-from qgru.search.rules import Rules
 from qgru.search.sensitivity import BASE, SEARCHED, Sensitivities, Widths, config_of
+from qgru.targets.rules import Rules
 
 QAT_DISCOUNT = 0.05
 """What the parameters' errors count for where quantization-aware training follows: it wins back nearly all of them."""

@@ -13,8 +13,8 @@ from torch import nn
 from qgru.direction import directions_of, parameter_name
 from qgru.gru import QuantGRU
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
-from qgru.search.cost import Cost, _of_direction, layers_of
-from qgru.search.rules import PRODUCTS
+from qgru.search.cost import Cost, cost_of_direction, layers_of
+from qgru.targets.rules import PRODUCTS
 from qgru.targets.target import Target, load_target
 
 _FUNCTIONS = [name for name, operator in OPERATORS.items() if operator.function]
@@ -60,7 +60,7 @@ def cost_table(model: nn.Module, target: str | Path | Mapping[str, Any] | Target
     target = load_target(target)
     stored, macs = Cost(0, 0, 0, 0, 0), Counter()
     for layer, inputs, config in _directions(model):
-        stored += _of_direction(layer, inputs, _stored(config, target))
+        stored += cost_of_direction(layer, inputs, _stored(config, target))
         macs += _macs(layer.hidden_size, inputs, config)
     parts = stored.weight_bits, stored.state_bits, 0 if _has_own_functions(target) else stored.table_bits
     return TargetCost(*(-(-bits // 8) for bits in parts), dict(macs))

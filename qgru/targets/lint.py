@@ -102,19 +102,20 @@ def check(
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """Return problems as text: a line for each claim, with all that it is about."""
+    """Return problems as text: a line for each claim, with all that it is about, and one for each source."""
     groups: dict[tuple[str, ...], list[Problem]] = {}
+    origins: dict[str, int] = {}
     for problem in problems:
-        said = problem.effect, problem.does, problem.instead, problem.source, problem.date, problem.verified
-        groups.setdefault(said, []).append(problem)
+        origin = ", ".join(part for part in (problem.source, problem.date, problem.verified) if part)
+        number = origins.setdefault(origin, len(origins) + 1)
+        groups.setdefault((problem.effect, problem.does, problem.instead, f"[{number}]"), []).append(problem)
     lines = []
-    for (effect, does, instead, source, date, verified), found in groups.items():
+    for (effect, does, instead, number), found in groups.items():
         operators = ", ".join(dict.fromkeys(problem.operator or "" for problem in found))
         layers = ", ".join(dict.fromkeys(problem.layer for problem in found))
         subject = f"{operators} of {layers}" if operators else layers
-        origin = ", ".join(part for part in (source, date, verified) if part)
-        lines.append(f"{effect}: {subject}: {does}; instead: {instead} ({origin})")
-    return "\n".join(lines)
+        lines.append(f"{effect}: {subject}: {does}; instead: {instead} {number}")
+    return "\n".join([*lines, *(f"[{number}] {origin}" for origin, number in origins.items())])
 
 
 def _of_layer(name: str, layer: QuantGRU, target: Target, config: BitwidthConfig | None) -> Iterator[Problem]:
@@ -140,12 +141,12 @@ def _of_cell(where: str, cell: CellState, bias: bool, target: Target) -> Iterato
 
 def _forbidden(where: str, config: BitwidthConfig, grids: Mapping[str, Any], target: Target) -> Iterator[Problem]:
     """Yield what the rules forbid."""
-    broken = [(_named(sentence), sentence) for sentence in target.rules.violations(config)]
+    broken = list(target.rules.broken(config))
     if not broken:
         return
     nearest = preset(target, config).operators
     for operators, sentence in broken:
-        moved = [f"{name} at {nearest[name].bitwidth} bits" for name in operators]
+        moved = (f"operator_config.{name}.bitwidth={nearest[name].bitwidth}" for name in operators)
         yield Problem(
             where,
             operators[0],
@@ -157,10 +158,6 @@ def _forbidden(where: str, config: BitwidthConfig, grids: Mapping[str, Any], tar
             target.date,
             target.verified,
         )
-
-
-def _named(sentence: str) -> list[str]:
-    return [name for name in OPERATORS if name in sentence]
 
 
 def _facts(operator: str, grid: Grid | OperatorConfig) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qgru.configs import load_config
-from qgru.schema import BIASES, BitwidthConfig
-from qgru.search.rules import PRODUCTS, Rules
+from qgru.schema import BitwidthConfig
+from qgru.targets.rules import BIAS_OF, GATES, PRODUCTS, Rules, operands
 from qgru.targets.target import Target, load_target
 
 _KINDS = ("is_symmetric", "is_unsigned")
-_GATES = ("z", "r", "g")
 
 Widths = dict[str, int]
 
@@ -56,10 +55,10 @@ def preset(
 def _widths(rules: Rules, wanted: Widths) -> Widths:
     bits = {name: _nearest(rules.widths[name], width) for name, width in wanted.items()}
     for pair in PRODUCTS:
-        bits |= dict(zip(pair, _operands(rules, pair, wanted), strict=True)) if rules.products is not None else {}
-    for gate in _GATES:
+        bits |= dict(zip(pair, _operands(rules, pair, wanted), strict=True))
+    for gate in GATES:
         bits |= _table(rules, f"gate.{gate}_pre", f"gate.{gate}_out", bits)
-    for bias, (_, weight) in zip(BIASES, PRODUCTS, strict=True):
+    for weight, bias in BIAS_OF.items():
         if rules.wide_biases and bits[bias] < bits[weight]:
             bits[bias] = _nearest(rules.widths[bias], bits[weight])
     return bits
@@ -71,12 +70,11 @@ def _nearest(allowed: tuple[int, ...], wanted: int) -> int:
 
 def _operands(rules: Rules, pair: tuple[str, str], wanted: Widths) -> tuple[int, int]:
     """Return the cheapest product that is narrower in nothing, else the one that narrows least."""
-    activation, weight = pair
-    allowed = [(a, w) for a, w in rules.products if a in rules.widths[activation] and w in rules.widths[weight]]
-    if not allowed:
-        raise ValueError(f"{rules.name} multiplies no widths that {activation} and {weight} may have")
-    lost = {(a, w): max(wanted[activation] - a, 0) + max(wanted[weight] - w, 0) for a, w in allowed}
-    return min(allowed, key=lambda product: (lost[product], product[0] * product[1]))
+
+    def lost(bits: tuple[int, int]) -> int:
+        return sum(max(wanted[name] - width, 0) for name, width in zip(pair, bits, strict=True))
+
+    return min(operands(rules, pair), key=lambda bits: (lost(bits), bits[0] * bits[1]))
 
 
 def _table(rules: Rules, pre: str, out: str, bits: Widths) -> Widths:

@@ -10,8 +10,10 @@ from typing import Any
 
 from qgru.files import shown
 from qgru.presets import conf_folder
-from qgru.search.rules import DEFAULT_TARGET, Rules, target_names
 from qgru.targets.claim import Claim, checked
+from qgru.targets.rules import Rules
+
+DEFAULT_TARGET = "fpga"
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Target:
         claims: what becomes of what they allow.
         containers: for every operator the widths that its integers are stored in, ascending; None where they take their
             own bits.
-        source: of the rules; a URL, or a document of this repository. A class of chips is defined by its own file.
-        date: of `source`; empty for a class of chips.
+        source: of the rules; a URL, or a document of this repository; a class of chips is defined by its own file.
+        date: of `source`; empty where that is the target's own file.
         verified: as of a `Claim`.
     """
 
@@ -38,13 +40,16 @@ class Target:
     verified: str
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any], name: str = "the target") -> Target:
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], name: str = "the target", source: str = "its own rules"
+    ) -> Target:
         """Read the form of ``conf/target/*.yaml``.
 
         Args:
             mapping: the keys of `Rules.from_mapping`, and optionally ``name``, ``source``, ``date``, ``verified``,
                 ``claims`` (a list for `Claim.from_mapping`) and ``containers`` (in the form of ``widths``).
             name: what messages call it where it names none.
+            source: of the rules where it names none.
 
         Raises:
             ValueError: naming the key or operator, its value and what was expected.
@@ -55,7 +60,7 @@ class Target:
         given = {key: rest.pop(key) for key in ("source", "date", "verified") if key in rest}
         if not isinstance(claims, Sequence) or isinstance(claims, str):
             raise ValueError(f"{name}: claims is {shown(claims)}; expected a list")
-        origin = {"source": f"conf/target/{name}.yaml", "date": "", "verified": "by documentation"}
+        origin = {"source": source, "date": "", "verified": "by documentation"}
         return cls(
             name,
             Rules.from_mapping(rest, name),
@@ -82,11 +87,23 @@ def load_target(target: str | Path | Mapping[str, Any] | Target | None = None) -
     chosen = DEFAULT_TARGET if target is None else target
     if not isinstance(chosen, str | Path):
         raise TypeError(f"the target is {shown(target)}; expected a name, a path or a mapping")
-    path = conf_folder() / "target" / f"{chosen}.yaml" if str(chosen) in target_names() else Path(chosen)
+    is_shipped = str(chosen) in target_names()
+    path = conf_folder() / "target" / f"{chosen}.yaml" if is_shipped else Path(chosen)
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{shown(str(chosen))} is neither a file nor a target (targets: {', '.join(target_names())})"
         )
     from omegaconf import OmegaConf  # only files need it
 
-    return Target.from_mapping(OmegaConf.to_container(OmegaConf.load(path)), path.stem)
+    source = f"conf/target/{path.name}" if is_shipped else str(path)
+    return Target.from_mapping(OmegaConf.to_container(OmegaConf.load(path)), path.stem, source)
+
+
+def load_rules(target: str | Path | Mapping[str, Any] | Target | Rules | None = None) -> Rules:
+    """Return the rules of a target; as `load_target`."""
+    return target if isinstance(target, Rules) else load_target(target).rules
+
+
+def target_names() -> list[str]:
+    """Return the names of the targets that ship with the package."""
+    return sorted(path.stem for path in (conf_folder() / "target").glob("*.yaml"))

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import qgru.hydra  # noqa: F401  gives the presets their types
-from qgru.search.rules import target_names
 from qgru.targets import Target, load_target
+from qgru.targets.target import target_names
 from tests.test_docs import leads_somewhere
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from torch import nn
 import qgru
 from qgru import QuantGRU
 from qgru.schema import ACTIVATIONS, OPERATORS, OPTIONAL
-from qgru.search.rules import target_names
 from qgru.targets import Problem, check, describe, lint, load_target, preset
+from qgru.targets.target import target_names
 from tests.calibrated import calibrated
 
 INNER = [name for name in ACTIVATIONS if name not in ("input.x", "output.h", OPTIONAL)]
@@ -147,17 +147,22 @@ def test_which_presets_a_target_takes(target: str, config: str) -> None:
 
 def test_what_to_set_instead_of_what_is_forbidden() -> None:
     (width, table) = lint(layer("int8_mixed", False), "npu_8x8")
-    assert width.does == "gate.g_pre has 12 bits; npu_8x8 takes 8, 16" and width.instead == "gate.g_pre at 8 bits"
+    assert (
+        width.does == "gate.g_pre has 12 bits; npu_8x8 takes 8, 16"
+        and width.instead == "operator_config.gate.g_pre.bitwidth=8"
+    )
     assert table.does.startswith("the table from gate.g_pre to gate.g_out has 65536 bits")
-    assert table.instead == "gate.g_pre at 8 bits and gate.g_out at 16 bits"
+    assert table.instead == "operator_config.gate.g_pre.bitwidth=8 and operator_config.gate.g_out.bitwidth=16"
 
 
-@pytest.mark.parametrize("base", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
-@pytest.mark.parametrize("target", target_names())
-def test_a_target_s_own_preset_is_not_refused(target: str, base: str) -> None:
-    assert check(QuantGRU(3, 4), target, preset(target, base)) == [
-        problem for problem in lint(QuantGRU(3, 4), target, preset(target, base)) if problem.effect != "exact"
-    ]
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_s_own_presets_are_not_refused(name: str) -> None:
+    target, gru = load_target(name), QuantGRU(3, 4)
+    for base in ("int8", "int8_mixed", "w4a8", "w8a16", "int16"):
+        config = preset(target, base)
+        assert target.rules.violations(config) == [] and preset(target, config) == config
+        lossy = [problem for problem in lint(gru, target, config) if problem.effect != "exact"]
+        assert check(gru, target, config) == lossy
 
 
 def test_what_is_done_as_said_is_no_problem_any_more() -> None:
@@ -187,18 +192,20 @@ def test_problems_say_where_they_are() -> None:
     assert biases == {"encoder (layer 0)", "encoder (layer 1)"}
 
 
-def test_a_claim_is_told_once() -> None:
-    gru = layer("w8a16", True)
-    origin = "(docs/targets.md#c-on-a-microcontroller, 2026-11-21, by documentation)"
-    text = describe(lint(gru, "c_cortex_m4"))
-    assert text.splitlines() == [
+def test_a_claim_and_a_source_are_told_once() -> None:
+    (direction, *tables) = lint(layer("w8a16", True), "c_cortex_m4")
+    assert describe([direction, *tables]).splitlines() == [
         "exact: QuantGRU: a reverse direction wants the whole sequence, so there is model_run and no model_step; "
-        f"instead: bidirectional=False for a stream {origin}",
+        "instead: bidirectional=False for a stream [1]",
         "exact: gate.z_pre, gate.r_pre, gate.g_pre of QuantGRU (layer 0), QuantGRU (layer 0, reverse): a function over "
         "13 to 16 bits takes up to 128 KiB of flash for each gate where its output has as many; instead: 8 to 12 bits; "
-        f"or an output of 8 bits, whose thresholds take 512 bytes {origin}",
+        "or an output of 8 bits, whose thresholds take 512 bytes [1]",
+        "[1] docs/targets.md#c-on-a-microcontroller, 2026-11-21, by documentation",
     ]
-    assert str(lint(gru, "c_cortex_m4")[0]) == text.splitlines()[0]
+    assert str(tables[0]).startswith("exact: gate.z_pre of QuantGRU (layer 0): ")
+    assert describe(lint(layer("int8_mixed", False), "npu_8x8")).endswith(
+        "\n[1] conf/target/npu_8x8.yaml, by documentation"
+    )
 
 
 def test_a_float_model_is_refused() -> None:
