@@ -106,10 +106,9 @@ def _operators(where: str, patterns: Any) -> tuple[str, ...]:
 def _takes(where: str, given: Any, facts: Sequence[str]) -> Mapping[str, tuple[Any, ...]]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: takes is {shown(given)}; expected a mapping")
-    for name, values in given.items():
-        entries = values if isinstance(values, list) else [values]
-        if name not in facts or not entries or not all(type(entry) in (int, bool) for entry in entries):
-            raise ValueError(
-                f"{where}: takes holds {shown({name: values})}; expected integers or booleans of {', '.join(facts)}"
-            )
-    return MappingProxyType({k: tuple(v) if isinstance(v, list) else (v,) for k, v in given.items()})
+    takes = {name: tuple(v) if isinstance(v, Sequence) else (v,) for name, v in given.items()}
+    for name, values in takes.items():
+        if name not in facts or not values or not all(type(value) in (int, bool) for value in values):
+            entry = shown({name: given[name]})
+            raise ValueError(f"{where}: takes holds {entry}; expected integers or booleans of {', '.join(facts)}")
+    return MappingProxyType(takes)

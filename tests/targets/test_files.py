@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import qgru.hydra  # noqa: F401  gives the presets their types
+from qgru import QuantGRU
 from qgru.targets import Target, load_target
 from qgru.targets.target import target_names
 from tests.test_docs import leads_somewhere
@@ -54,6 +56,14 @@ def test_a_class_of_chips_is_its_own_source(name: str) -> None:
     target = load_target(name)
     assert (target.name, target.claims, target.containers, target.date) == (name, (), None, "")
     assert leads_somewhere(ROOT / "README.md", target.source)
+
+
+def test_the_page_knows_every_target_and_its_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in CLASSES | PRODUCTS)
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, {"model": QuantGRU(3, 4)})
+    assert capsys.readouterr().out.startswith("rounded elsewhere: input.x of QuantGRU")
 
 
 def test_a_path_and_a_mapping_are_targets_as_well(tmp_path: Path) -> None:
