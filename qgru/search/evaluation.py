@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,15 @@ from qgru.calibration.cell import activation_grid, bias_limits, weight_grid
 from qgru.direction import Direction, directions_of
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
+from qgru.ops import backends
+from qgru.ops.cuda.backend import Cuda
 from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
 from qgru.search.cost import layers_of
 from qgru.search.difference import Difference, tensors_of
 from qgru.stages.passes import ForwardFn, call_model, explained, extra_pass
 from qgru.state import CellState, QuantState
+
+_KERNELS = Cuda(shares_tables=False)  # else every sum of table sizes would be a kernel to compile
 
 Place = tuple[str, Direction]
 """One direction of one layer: the layer's qualified name (empty where the module is the layer), and which."""
@@ -99,7 +103,7 @@ class Evaluator:
     @contextmanager
     def _lent(self, states: Mapping[str, QuantState]) -> Iterator[None]:
         """Give the layers other states for a while, and the module no way to keep anything of it."""
-        with extra_pass(self._module):
+        with extra_pass(self._module), self._serving():
             kept = {name: _Kept(grids.layer) for name, grids in self._layers.items()}
             try:
                 for name, state in states.items():
@@ -108,6 +112,10 @@ class Evaluator:
             finally:
                 for of_layer in kept.values():
                     of_layer.restore()
+
+    def _serving(self) -> AbstractContextManager[None]:
+        on_gpu = any(grids.layer.weight_ih_l0.is_cuda for grids in self._layers.values())
+        return backends.forced(_KERNELS, *backends.registered()) if on_gpu else nullcontext()
 
 
 def _observed(module: nn.Module) -> dict[str, QuantGRU]:

@@ -9,9 +9,6 @@ from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
 from qgru.search.sensitivity import BASE, SEARCHED, Sensitivities, Widths, config_of
 from qgru.targets.rules import Rules
 
-QAT_DISCOUNT = 0.05
-"""What the parameters' errors count for where quantization-aware training follows: it wins back nearly all of them."""
-
 
 @dataclass(frozen=True)
 class Step:

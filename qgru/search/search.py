@@ -14,11 +14,11 @@ from torch import nn
 from qgru.configs import load_config
 from qgru.presets import preset_names
 from qgru.schema import BitwidthConfig
-from qgru.search.assign import MEASURED_FROM, narrowed_to, narrowing
-from qgru.search.cost import REFERENCE, Cost, cost_of
+from qgru.search.assign import MEASURED_FROM, QAT_DISCOUNT, narrowed_to, narrowing
+from qgru.search.cost import Cost, cost_of, reference
 from qgru.search.evaluation import Evaluator
 from qgru.search.limits import cheapest, check_budget
-from qgru.search.objective import QAT_DISCOUNT, Problem, Step
+from qgru.search.objective import Problem, Step
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, measured_alone, widths_of
 from qgru.search.swaps import swapped
 from qgru.stages.passes import ForwardFn
@@ -101,10 +101,10 @@ def search(
     """
     rules = load_rules(target)
     _check(budget, max_error, points)
-    reference = cost_of(module, load_config(REFERENCE))
+    of_int8 = cost_of(module, reference())
 
     def price(config: BitwidthConfig) -> float:
-        return cost_of(module, config).relative_to(reference)
+        return cost_of(module, config).relative_to(of_int8)
 
     check_budget(rules, price, budget)
     evaluator = Evaluator(module, batches, forward_fn, logits)
@@ -115,31 +115,37 @@ def search(
     def point(config: BitwidthConfig) -> Point:
         parts, predicted = cost_of(module, config), _predicted(known, config)
         reasons = MappingProxyType(_reasons(config, known, rules))
-        return Point(config, parts.relative_to(reference), parts, predicted, error(config), reasons)
+        return Point(config, parts.relative_to(of_int8), parts, predicted, error(config), reasons)
 
+    presets = {name: load_config(name) for name in preset_names()}
     problem = Problem(known, error, price, rules, QAT_DISCOUNT if qat and max_error is None else 1.0)
     if max_error is None:
         least = budget if points == 1 else max(_NARROWEST * budget, cheapest(rules, price)[1])
         shares = [1 - number / max(points - 1, 1) for number in range(points)]
         budgets = [min(least + share * (budget - least), budget) for share in shares]
-        best, steps = _under(problem, budgets, progress)
+        steps = [problem.step(widths_of(config)) for config in presets.values() if not rules.violations(config)]
+        best = _under(problem, budgets, steps, progress)
     else:
         best, steps = _within(problem, budget, max_error, progress)
-    chosen = tuple(point(step.config) for step in best)
-    presets = {name: point(load_config(name)) for name in preset_names()}
-    measured = tuple({step.config: point(step.config) for step in steps}.values())
-    everything = (*measured, *(p for p in presets.values() if p not in measured))
-    return Found(chosen, _front(measured), MappingProxyType(presets), known, everything)
+    configs = dict.fromkeys((*(step.config for step in steps), *presets.values()))
+    measured = tuple(map(point, configs))
+    return Found(
+        chosen=tuple(point(step.config) for step in best),
+        front=_front([p for p in measured if not rules.violations(p.config)]),
+        presets=MappingProxyType({name: point(config) for name, config in presets.items()}),
+        sensitivities=known,
+        measured=measured,
+    )
 
 
-def _under(problem: Problem, budgets: Sequence[float], progress: Progress | None) -> tuple[list[Step], list[Step]]:
-    """Return the best step under each budget, the largest budget first, and all steps."""
-    steps = narrowed_to(problem, budgets[-1], MEASURED_FROM * budgets[0], progress)
+def _under(problem: Problem, budgets: Sequence[float], steps: list[Step], progress: Progress | None) -> list[Step]:
+    """Return the best step under each budget, the largest budget first; add all that were taken to `steps`."""
+    steps += narrowed_to(problem, budgets[-1], MEASURED_FROM * budgets[0], progress)
     chosen = []
     for budget in budgets:
         steps += swapped(problem, _best(steps, budget), budget, progress)
         chosen.append(_best(steps, budget))
-    return chosen, steps
+    return chosen
 
 
 def _best(steps: Sequence[Step], budget: float) -> Step:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from qgru.configs import load_config
 from qgru.direction import Direction
-from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
-from qgru.search.cost import REFERENCE
+from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig
+from qgru.search.cost import reference
 from qgru.search.evaluation import Evaluator, Place
 from qgru.stages.passes import ForwardFn
 
@@ -35,14 +34,10 @@ Widths = dict[str, int]
 """The bit width of every operator that is searched."""
 
 
-@cache
-def _reference() -> Mapping[str, OperatorConfig]:
-    return load_config(REFERENCE).operators
-
-
 def config_of(widths: Mapping[str, int]) -> BitwidthConfig:
     """Return a configuration of these widths, with the symmetry and signs of the preset ``int8``."""
-    return BitwidthConfig({name: replace(_reference()[name], bitwidth=width) for name, width in widths.items()})
+    known = reference().operators
+    return BitwidthConfig({name: replace(known[name], bitwidth=width) for name, width in widths.items()})
 
 
 def widths_of(config: BitwidthConfig) -> Widths:

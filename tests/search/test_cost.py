@@ -12,9 +12,7 @@ from qgru.schema import OPTIONAL, BitwidthConfig, OperatorConfig
 from qgru.search import Cost, cost_of, relative_cost
 from tests.search.models import uniform
 
-SUMS_16 = dict.fromkeys(
-    ("input__x", "matmul__Wx", "matmul__Rh", "op__rRh", "op__old_contrib", "op__new_contrib"), 16
-)
+SUMS_16 = dict.fromkeys(("input__x", "matmul__Wx", "matmul__Rh", "op__rRh", "op__old_contrib", "op__new_contrib"), 16)
 
 
 def test_every_part_of_one_layer_by_hand() -> None:

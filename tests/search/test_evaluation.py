@@ -58,6 +58,8 @@ def test_grids_and_outputs_are_those_of_a_calibration(method: str) -> None:
         config = random_config(seed)
         outputs.clear(), grids.clear()
         evaluator.error(config)
+        evaluator.error(random_config(seed + 1))  # what is kept of others does no harm
+        del outputs[2:], grids[2:]
         expected = finalized(module, config)
         assert grids[0] == [layer._quant_state().cells for layer in qgru.quantized_layers(expected).values()]
         for batch, output in zip(batches(), outputs, strict=True):
@@ -76,8 +78,8 @@ def test_the_error_is_relative_to_the_variance_of_the_float_outputs() -> None:
 def test_of_logits_it_is_the_divergence_from_the_float_distribution() -> None:
     module = observed(Classifier())
     quantized = finalized(module, uniform(5))
-    p = torch.cat([qgru.revert(copy.deepcopy(module)).eval()(x) for x, _ in batches()]).double().log_softmax(-1)
-    q = torch.cat([quantized(x) for x, _ in batches()]).double().log_softmax(-1)
+    plain = qgru.revert(copy.deepcopy(module)).eval()
+    p, q = (torch.cat([own(x) for x, _ in batches()]).detach().double().log_softmax(-1) for own in (plain, quantized))
     expected = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
     assert Evaluator(module, batches(), logits=True).error(uniform(5)) == pytest.approx(float(expected), rel=1e-6)
 
@@ -87,7 +89,7 @@ def test_every_floating_tensor_of_a_structure_counts_relative_to_itself() -> Non
     module = observed(Structured(), data)
     quantized, plain = finalized(module, uniform(4)), qgru.revert(copy.deepcopy(module)).eval()
     errors = []
-    for pick in (lambda out: out["states"].data, lambda out: out["rest"][0]):
+    for pick in (lambda out: out["states"].data.detach(), lambda out: out["rest"][0].detach()):
         actual, expected = (torch.cat([pick(m(x)).flatten() for x in data]).double() for m in (quantized, plain))
         errors.append(float((actual - expected).square().mean() / expected.var(correction=0)))
     assert errors[0] != errors[1]
@@ -106,7 +108,7 @@ def test_one_place_alone() -> None:
     cells = [*expected.second._quant_state().cells[:3], state.cells[3]]
     expected.second._write(type(state)(True, tuple(cells)))
     plain = qgru.revert(copy.deepcopy(module)).eval()
-    actual, wanted = (torch.cat([m(x) for x, _ in batches()]).double() for m in (expected, plain))
+    actual, wanted = (torch.cat([m(x) for x, _ in batches()]).detach().double() for m in (expected, plain))
     assert error == pytest.approx(float((actual - wanted).square().mean() / wanted.var(correction=0)), rel=1e-5)
 
 
@@ -165,10 +167,11 @@ def test_what_can_not_be_measured_is_named() -> None:
         Evaluator(qgru.convert(Classifier()), batches())
     with pytest.raises(ValueError, match="batches is empty"):
         Evaluator(module, [])
-    with pytest.raises(ValueError, match="returns no floating tensor"):
-        Evaluator(module, batches(), lambda own, batch: None)
+    for useless in (lambda own, batch: None, lambda own, batch: own(batch[0]).sum()):
+        with pytest.raises(ValueError, match="returns no floating tensor but single numbers"):
+            Evaluator(module, batches(), useless)
     with pytest.raises(ValueError, match="don't vary"):
-        Evaluator(module, batches(1), lambda own, batch: own(batch[0]).sum())
+        Evaluator(module, batches(), lambda own, batch: 0 * own(batch[0]))
     with pytest.raises(ValueError, match="of the float module is NaN or infinite"):
         Evaluator(module, batches(), lambda own, batch: own(batch[0]) / 0)
     with pytest.raises(ValueError, match="of the quantized module is NaN or infinite"):
