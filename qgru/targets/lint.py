@@ -130,18 +130,18 @@ def _of_layer(name: str, layer: QuantGRU, target: Target, config: BitwidthConfig
 
 
 def _of_cell(where: str, cell: CellState, bias: bool, target: Target) -> Iterator[Problem]:
-    grids = cell.grids or cell.config.operators
+    known = cell.grids or cell.config.operators
+    grids = {name: grid for name, grid in known.items() if bias or name not in BIASES}
     yield from _forbidden(where, cell.config, grids, target)
     for claim in target.claims:
         for operator in claim.operators:
-            is_there = operator in grids and (bias or operator not in BIASES)
-            if is_there and claim.differing(_facts(operator, grids[operator])):
+            if operator in grids and claim.differing(_facts(operator, grids[operator])):
                 yield _problem(where, operator, grids[operator], claim)
 
 
 def _forbidden(where: str, config: BitwidthConfig, grids: Mapping[str, Any], target: Target) -> Iterator[Problem]:
     """Yield what the rules forbid."""
-    broken = list(target.rules.broken(config))
+    broken = [(names, sentence) for names, sentence in target.rules.broken(config) if names[0] in grids]
     if not broken:
         return
     nearest = preset(target, config).operators

@@ -194,6 +194,16 @@ def test_problems_say_where_they_are() -> None:
     assert biases == {"encoder (layer 0)", "encoder (layer 1)"}
 
 
+def test_biases_that_are_not_there_are_not_refused() -> None:
+    refused = {
+        problem.operator for problem in lint(QuantGRU(3, 4, bias=False), "esp_dl") if problem.effect == "refused"
+    }
+    assert refused == {"gate.z_pre", "gate.r_pre", "gate.g_pre", *PRODUCTS, *OUT, *INNER[-3:]}
+    narrow = {"widths": {"default": [4, 8]}}
+    config = {"operator_config": {"weight.bw": {"bitwidth": 4}}}
+    assert lint(QuantGRU(3, 4), narrow, config) and not lint(QuantGRU(3, 4, bias=False), narrow, config)
+
+
 def test_a_claim_and_a_source_are_told_once() -> None:
     (direction, *tables) = lint(layer("w8a16", True), "c_cortex_m4")
     assert describe([direction, *tables]).splitlines() == [
