@@ -4,9 +4,10 @@ from qgru.search.assign import assign
 from qgru.search.cost import Cost, cost_of, relative_cost
 from qgru.search.preset import write_preset
 from qgru.search.refine import Move, refine_exponents
-from qgru.search.rules import Rules, load_rules
 from qgru.search.search import Found, Point, search
 from qgru.search.sensitivity import Sensitivities, sensitivities
+from qgru.targets.rules import Rules
+from qgru.targets.target import load_rules
 
 __all__ = [
     "Cost",

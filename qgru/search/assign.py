@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qgru.schema import BitwidthConfig
-from qgru.search.limits import changed, check_budget, operands, widest
+from qgru.search.limits import changed, check_budget, widest
 from qgru.search.objective import Problem, Step
-from qgru.search.rules import PRODUCTS, Rules
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, Widths
 from qgru.search.swaps import swapped
+from qgru.targets.rules import PRODUCTS, Rules, operands
 
 QAT_DISCOUNT = 0.05
 """What the parameters' errors count for where quantization-aware training follows: it wins back nearly all of them."""

@@ -77,7 +77,7 @@ def cost_of(module: nn.Module, config: BitwidthConfig | None = None) -> Cost:
         ValueError: where the module holds no quantized layer.
     """
     costs = [
-        _of_direction(layer, layer.input_size if direction.layer == 0 else _width(layer), config or cell.config)
+        cost_of_direction(layer, layer.input_size if direction.layer == 0 else _width(layer), config or cell.config)
         for layer in layers_of(module).values()
         for direction, cell in zip(directions_of(layer), layer._quant_state().cells, strict=True)
     ]
@@ -110,7 +110,8 @@ def _width(gru: QuantGRU) -> int:
     return gru.hidden_size * (2 if gru.bidirectional else 1)
 
 
-def _of_direction(gru: QuantGRU, inputs: int, config: BitwidthConfig) -> Cost:
+def cost_of_direction(gru: QuantGRU, inputs: int, config: BitwidthConfig) -> Cost:
+    """Count what one direction costs that takes `inputs` features, at some bit widths."""
     hidden = gru.hidden_size
     bits = {name: operator.bitwidth for name, operator in config.operators.items()}
     biases = 3 * hidden * (bits["weight.bw"] + bits["weight.br"]) if gru.bias else 0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 
 from qgru.schema import BitwidthConfig
-from qgru.search.rules import BIAS_OF, GATES, PRODUCTS, Rules
 from qgru.search.sensitivity import SEARCHED, Widths, config_of
+from qgru.targets.rules import BIAS_OF, GATES, PRODUCTS, Rules, least_bias, operands
 
 
 def widest(rules: Rules) -> Widths:
@@ -26,28 +25,6 @@ def widest(rules: Rules) -> Widths:
     if found:
         raise ValueError(f"{rules.name} takes no configuration at all: {'; '.join(found)}")
     return widths
-
-
-def operands(rules: Rules, pair: tuple[str, str]) -> list[tuple[int, int]]:
-    """Return what a target multiplies in a matrix product, where a bias is there to go with it.
-
-    Raises:
-        ValueError: where that is nothing.
-    """
-    allowed = [
-        (activation, weight)
-        for activation, weight in product(*(rules.widths[name] for name in pair))
-        if (rules.products is None or (activation, weight) in rules.products) and least_bias(rules, pair, weight)
-    ]
-    if not allowed:
-        raise ValueError(f"{rules.name} takes no configuration at all: it has no product for {pair[0]} by {pair[1]}")
-    return allowed
-
-
-def least_bias(rules: Rules, pair: tuple[str, str], weight: int) -> int | None:
-    """Return the least width of the bias beside weights of some width; None where there is none."""
-    widths = rules.widths[BIAS_OF[pair[1]]]
-    return next((width for width in widths if width >= weight or not rules.wide_biases), None)
 
 
 def _largest_table(rules: Rules, gate: str) -> Widths:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
-from qgru.search.rules import Rules
 from qgru.search.sensitivity import BASE, SEARCHED, Sensitivities, Widths, config_of
+from qgru.targets.rules import Rules
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from qgru.search.cost import Cost, cost_of, reference
 from qgru.search.evaluation import Evaluator
 from qgru.search.limits import cheapest, check_budget
 from qgru.search.objective import Problem, Step
-from qgru.search.rules import Rules, load_rules
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, measured_alone, widths_of
 from qgru.search.swaps import swapped
 from qgru.stages.passes import ForwardFn
+from qgru.targets.rules import Rules
+from qgru.targets.target import load_rules
 
 _NARROWEST = 0.5  # of the budget: where the points below it end
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from qgru.search.limits import changed, operands
+from qgru.search.limits import changed
 from qgru.search.objective import Problem, Step
-from qgru.search.rules import BIAS_OF, PRODUCTS, Rules
 from qgru.search.sensitivity import SEARCHED, Progress, Widths, widths_of
+from qgru.targets.rules import BIAS_OF, PRODUCTS, Rules, operands
 
 ROUNDS = 12
 _ROUND = 8  # measured before the best is taken

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 from types import MappingProxyType
 from typing import Any
 
 from qgru.files import shown
-from qgru.presets import conf_folder
 from qgru.schema import BIASES, MAX_BITWIDTH, MIN_BITWIDTH, OPERATORS, BitwidthConfig, canonical_name
 
-DEFAULT_TARGET = "fpga"
 PRODUCTS = (("input.x", "weight.W"), ("output.h", "weight.R"))
 """The operands of the two matrix products, the activation first."""
 
@@ -69,62 +66,50 @@ class Rules:
 
     def violations(self, config: BitwidthConfig) -> list[str]:
         """Return what a configuration breaks, a sentence each; none where the target takes it."""
+        return [sentence for _, sentence in self.broken(config)]
+
+    def broken(self, config: BitwidthConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield what a configuration breaks: the operators that one of would have to change, and a sentence."""
         bits = {name: operator.bitwidth for name, operator in config.operators.items()}
-        found = [
-            f"{name} has {width} bits; {self.name} takes {_listed(self.widths[name])}"
-            for name, width in bits.items()
-            if width not in self.widths[name]
-        ]
+        for name, width in bits.items():
+            if width not in self.widths[name]:
+                yield (name,), f"{name} has {width} bits; {self.name} takes {_listed(self.widths[name])}"
         for activation, weight in PRODUCTS:
             if self.products is not None and (bits[activation], bits[weight]) not in self.products:
-                pairs = _listed([f"{a}x{w}" for a, w in self.products])
-                found.append(
-                    f"{activation} by {weight} is {bits[activation]}x{bits[weight]}; {self.name} multiplies {pairs}"
-                )
+                found, known = f"{bits[activation]}x{bits[weight]}", _listed([f"{a}x{w}" for a, w in self.products])
+                yield (activation, weight), f"{activation} by {weight} is {found}; {self.name} multiplies {known}"
         for gate in GATES:
-            table = bits[f"gate.{gate}_out"] << bits[f"gate.{gate}_pre"]
+            pre, out = f"gate.{gate}_pre", f"gate.{gate}_out"
+            table = bits[out] << bits[pre]
             if self.max_table_bits is not None and table > self.max_table_bits:
-                found.append(
-                    f"the table from gate.{gate}_pre to gate.{gate}_out has {table} bits; {self.name} holds "
-                    f"{self.max_table_bits}"
-                )
+                sentence = f"the table from {pre} to {out} has {table} bits; {self.name} holds {self.max_table_bits}"
+                yield (pre, out), sentence
         for weight, bias in BIAS_OF.items():
             if self.wide_biases and bits[bias] < bits[weight]:
-                found.append(
-                    f"{bias} has {bits[bias]} bits, less than {weight}'s {bits[weight]}; {self.name} wants as many"
-                )
-        return found
+                less = f"{bias} has {bits[bias]} bits, less than {weight}'s {bits[weight]}"
+                yield (bias, weight), f"{less}; {self.name} wants as many"
 
 
-def load_rules(target: str | Path | Mapping[str, Any] | Rules | None = None) -> Rules:
-    """Return the rules of a target: a name (a file of ``conf/target``), a YAML file's path, or a mapping.
-
-    None is ``"fpga"``.
+def operands(rules: Rules, pair: tuple[str, str]) -> list[tuple[int, int]]:
+    """Return what a target multiplies in a matrix product, where a bias is there to go with it.
 
     Raises:
-        FileNotFoundError: for a string that is neither a target nor a file; lists the targets.
-        ValueError: where it holds no rules.
+        ValueError: where that is nothing.
     """
-    if isinstance(target, Rules):
-        return target
-    if isinstance(target, Mapping):
-        return Rules.from_mapping(target)
-    chosen = DEFAULT_TARGET if target is None else target
-    if not isinstance(chosen, str | Path):
-        raise TypeError(f"the target is {shown(target)}; expected a name, a path or a mapping")
-    path = conf_folder() / "target" / f"{chosen}.yaml" if str(chosen) in target_names() else Path(chosen)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{shown(str(chosen))} is neither a file nor a target (targets: {', '.join(target_names())})"
-        )
-    from omegaconf import OmegaConf  # only files need it
-
-    return Rules.from_mapping(OmegaConf.to_container(OmegaConf.load(path)), path.stem)
+    allowed = [
+        (activation, weight)
+        for activation, weight in product(*(rules.widths[name] for name in pair))
+        if (rules.products is None or (activation, weight) in rules.products) and least_bias(rules, pair, weight)
+    ]
+    if not allowed:
+        raise ValueError(f"{rules.name} takes no configuration at all: it has no product for {pair[0]} by {pair[1]}")
+    return allowed
 
 
-def target_names() -> list[str]:
-    """Return the names of the targets that ship with the package."""
-    return sorted(path.stem for path in (conf_folder() / "target").glob("*.yaml"))
+def least_bias(rules: Rules, pair: tuple[str, str], weight: int) -> int | None:
+    """Return the least width of the bias beside weights of some width; None where there is none."""
+    widths = rules.widths[BIAS_OF[pair[1]]]
+    return next((width for width in widths if width >= weight or not rules.wide_biases), None)
 
 
 def _widths(name: str, given: Any) -> dict[str, tuple[int, ...]]:

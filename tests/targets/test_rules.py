@@ -54,7 +54,7 @@ def test_operators_are_nested_dotted_or_short_and_a_file_holds_them(tmp_path: Pa
         ({"widths": {"input.x": [8]}}, "widths of output.h is None; expected a list"),
         (
             {"widths": {"default": [8, 40]}},
-            "widths of input.x is .8, 40.; expected a list of integers from 1 to 32",
+            "widths of input.x is \\[8, 40\\]; expected a list of integers from 1 to 32",
         ),
         ({"widths": {"default": [8], "z_put": [8]}}, "unknown operator 'z_put'"),
         ({"products": [[8]]}, "products holds \\[8\\]; expected pairs"),
@@ -69,7 +69,7 @@ def test_what_are_no_rules_is_named(change: dict, message: str) -> None:
 
 def test_an_unknown_target_lists_those_that_there_are() -> None:
     with pytest.raises(
-        FileNotFoundError, match="'npu' is neither a file nor a target .targets: fpga, npu_8x16, npu_8x8"
+        FileNotFoundError, match="'npu' is neither a file nor a target .targets: .*fpga, .*npu_8x16, npu_8x8"
     ):
         load_rules("npu")
     with pytest.raises(TypeError, match="the target is 3; expected"):
