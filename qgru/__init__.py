@@ -26,14 +26,16 @@ __all__ = [
     "quantized_layers",
     "report",
     "revert",
+    "search",
     "stages",
+    "targets",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import the parts that few programs need, some of them with Lightning, ONNX or matplotlib, when they are used."""
-    if name in ("callbacks", "export", "report", "stages"):
+    if name in ("callbacks", "export", "report", "search", "stages", "targets"):
         return import_module(f"qgru.{name}")
     raise AttributeError(f"module 'qgru' has no attribute {name!r}")
 

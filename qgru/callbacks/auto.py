@@ -26,11 +26,12 @@ from qgru.files import shown
 from qgru.gru import QuantGRU
 from qgru.presets import AUTO
 from qgru.schema import BitwidthConfig
-from qgru.search import Found, load_rules, relative_cost, search
+from qgru.search import Found, relative_cost, search
 from qgru.search.assign import check_budget
 from qgru.search.difference import tensors_of
 from qgru.search.files import write_found
 from qgru.stages.passes import ForwardFn, extra_pass
+from qgru.targets import check, describe, load_target, preset
 
 
 class BitWidths:
@@ -77,7 +78,7 @@ class BitWidths:
         if not self.is_searched and any(given.values()):
             names = " and ".join(name for name, value in given.items() if value)
             raise ValueError(f"{names} is for a search, and config is {shown(config)}; expected {AUTO!r}")
-        self._rules = load_rules(target) if self.is_searched or target is not None else None
+        self._target = load_target(target) if self.is_searched or target is not None else None
         self._budget = 1.0 if budget is None else float(budget)
         self._max_error, self._points, self.logits = max_error, points, logits
         self.found: Found | None = None
@@ -90,7 +91,9 @@ class BitWidths:
         """
         self.found = None
         uncalibrated = {name for name, layer in layers.items() if not layer.is_calibrated()}
-        if uncalibrated and not self.config.disable_quantization:
+        if self._target is not None and not self.config.disable_quantization:
+            self._check_target(pl_module, bool(uncalibrated))
+        if uncalibrated and self.is_searched:
             self._check(pl_module, sorted(layers.keys() - uncalibrated))
         for name, layer in layers.items():
             if name in uncalibrated:
@@ -102,19 +105,24 @@ class BitWidths:
         if self.config.disable_quantization:
             rank_zero_info("qgru: the configuration has disable_quantization: the run stays in float")
 
+    def _check_target(self, pl_module: LightningModule, is_new: bool) -> None:
+        """Refuse what can't be exported to the target; say what it will compute otherwise than is trained."""
+        try:
+            config = preset(self._target) if self.is_searched else self.config
+            different = check(pl_module, self._target, config if is_new else None)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        if different:
+            rank_zero_warn(f"qgru: {self._target.name} will not compute what is trained:\n{describe(different)}")
+
     def _check(self, pl_module: LightningModule, calibrated: list[str]) -> None:
-        if not self.is_searched:
-            violations = [] if self._rules is None else self._rules.violations(self.config)
-            if violations:
-                raise MisconfigurationException(f"the target does not take the configuration: {'; '.join(violations)}")
-            return
         if calibrated:
             raise MisconfigurationException(
                 f"{calibrated[0]} is calibrated and other layers are not; expected config={AUTO!r} with layers that "
                 "are all to be calibrated, for one configuration is found for all"
             )
         try:
-            check_budget(self._rules, partial(relative_cost, pl_module), self._budget)
+            check_budget(self._target.rules, partial(relative_cost, pl_module), self._budget)
         except ValueError as error:
             raise MisconfigurationException(f"config={AUTO!r}: {error}") from error
 
@@ -173,7 +181,7 @@ class BitWidths:
 
     def _search(self, trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn, qat: bool) -> Found:
         batches = first_batches(trainer, pl_module)
-        asked = {"budget": self._budget, "target": self._rules, "qat": qat, "points": self._points}
+        asked = {"budget": self._budget, "target": self._target.rules, "qat": qat, "points": self._points}
         with reporting(trainer, "searching bit widths") as progress:
             asked |= {"forward_fn": forward_fn, "logits": self.logits, "progress": progress}
             try:

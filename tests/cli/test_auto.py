@@ -58,7 +58,7 @@ def test_a_target_reaches_the_lifecycle_wherever_it_stands(preset, target):
     for order in ([f"+quant={preset}", f"+target={target}"], [f"+target={target}", f"+quant={preset}"]):
         cfg = composed(*order, "callbacks.quantization.export_dir=null")
         lifecycle = instantiate(cfg.callbacks.quantization)
-        rules, expected = lifecycle.bit_widths._rules, load_rules(target)
+        rules, expected = lifecycle.bit_widths._target.rules, load_rules(target)
         assert (rules.widths, rules.products, rules.max_table_bits) == (
             *(expected.widths, expected.products, expected.max_table_bits),
         )
@@ -86,7 +86,7 @@ def test_a_search_and_a_preset_may_stand_in_one_sweep():
     ("arguments", "message"),
     [
         (["+quant=auto", "+target=toy", "quant.budget=0.2"], "a budget of 0.2 can't be met"),
-        (["+quant=int8_mixed", "+target=toy"], "the target does not take the configuration: matmul.Wx has 16 bits"),
+        (["+quant=int8_mixed", "+target=toy"], "matmul.Wx has 16 bits; the target takes 4, 8"),
         (["+target=toy"], "+target is what a chip takes, and nothing is quantized"),
     ],
 )
