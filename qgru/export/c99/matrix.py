@@ -96,7 +96,7 @@ def matrix(
     starts = array(start, INT64 if is_wide else INT32_TYPE)
     columns = len(rows[0])
     return Matrix(
-        _weights(rows, max(bounds), is_wide),
+        _weights(operator, rows, max(bounds), is_wide),
         vector,
         columns,
         starts,
@@ -108,10 +108,13 @@ def matrix(
     )
 
 
-def _weights(rows: Sequence[Sequence[int]], bound: int, is_wide: bool) -> Array:
+def _weights(operator: str, rows: Sequence[Sequence[int]], bound: int, is_wide: bool) -> Array:
     """Pack weights of four bits, but where sixteen times their products, as kernels sum them up, leave 32 bits."""
     flat = [weight for row in rows for weight in row]
     lo, hi = min(flat), max(flat)
     if -8 <= lo and hi <= 7 and not is_wide and 16 * bound < INT32:
         return packed(rows)
-    return Array(tuple(flat), INT8 if -128 <= lo and hi <= 127 else INT16, row=len(rows[0]))
+    kind = next((kind for kind in (INT8, INT16) if kind.lo <= lo and hi <= kind.hi), None)
+    if kind is None:
+        raise ValueError(f"operator {operator!r} has weights up to {hi}; expected at most {INT16.hi} in C")
+    return Array(tuple(flat), kind, row=len(rows[0]))

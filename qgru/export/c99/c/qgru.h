@@ -13,10 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__GNUC__)
-#define QGRU_INLINE static inline __attribute__((always_inline))
-#else
-#define QGRU_INLINE static inline
+#ifdef __ARM_FEATURE_SAT
+#include <arm_acle.h>
 #endif
 
 #include "qgru_dot.h"
@@ -102,8 +100,15 @@ QGRU_INLINE int64_t qgru_round_wide(int64_t value, int32_t shift)
     return (value + (((int64_t)1 << (shift - 1)) - 1) + QGRU_TIE(value >> shift)) >> shift;
 }
 
+/* Arm has an instruction for the usual ranges, which compilers don't find by themselves. */
 QGRU_INLINE int32_t qgru_clamp(int32_t value, int32_t lo, int32_t hi)
 {
+#ifdef __ARM_FEATURE_SAT
+    if (lo == INT8_MIN && hi == INT8_MAX)
+        return __ssat(value, 8);
+    if (lo == INT16_MIN && hi == INT16_MAX)
+        return __ssat(value, 16);
+#endif
     value = value < hi ? value : hi;
     return value > lo ? value : lo;
 }
@@ -132,33 +137,30 @@ QGRU_INLINE int32_t qgru_quantize_wide(int64_t value, const qgru_grid *on)
     return qgru_clamp_wide(value, on->lo, on->hi);
 }
 
+QGRU_INLINE int32_t qgru_load(const void *data, qgru_type type, int32_t index)
+{
+    switch (type) {
+    case QGRU_INT8:
+        return ((const int8_t *)data)[index];
+    case QGRU_UINT8:
+        return ((const uint8_t *)data)[index];
+    case QGRU_INT16:
+        return ((const int16_t *)data)[index];
+    case QGRU_UINT16:
+        return ((const uint16_t *)data)[index];
+    default:
+        return ((const int32_t *)data)[index];
+    }
+}
+
 QGRU_INLINE int32_t qgru_get(qgru_array array, int32_t index)
 {
-    if (!array.data)
-        return 0;
-    switch (array.type) {
-    case QGRU_INT8:
-        return ((const int8_t *)array.data)[index];
-    case QGRU_UINT8:
-        return ((const uint8_t *)array.data)[index];
-    case QGRU_INT16:
-        return ((const int16_t *)array.data)[index];
-    case QGRU_UINT16:
-        return ((const uint16_t *)array.data)[index];
-    default:
-        return ((const int32_t *)array.data)[index];
-    }
+    return array.data ? qgru_load(array.data, array.type, index) : 0;
 }
 
 QGRU_INLINE int64_t qgru_get_wide(qgru_array array, int32_t index)
 {
     return array.data && array.type == QGRU_INT64 ? ((const int64_t *)array.data)[index] : qgru_get(array, index);
-}
-
-QGRU_INLINE int32_t qgru_load(const void *vector, qgru_type type, int32_t index)
-{
-    const qgru_array array = {vector, type};
-    return qgru_get(array, index);
 }
 
 QGRU_INLINE void qgru_store(void *vector, qgru_type type, int32_t index, int32_t value)
@@ -217,26 +219,33 @@ QGRU_INLINE void qgru_dot_wide(const qgru_matrix *by, int32_t unit, const void *
     }
 }
 
-/* One unit's three rows times a vector, rounded row by row. */
+/* A row's sum onto the grid. */
+QGRU_INLINE int32_t qgru_round_row(const qgru_matrix *by, int32_t row, int32_t sum)
+{
+    return qgru_clamp(qgru_round(sum * ((int32_t)1 << by->left), by->shift[row]), by->lo, by->hi);
+}
+
+QGRU_INLINE int32_t qgru_round_row_wide(const qgru_matrix *by, int32_t row, int64_t sum)
+{
+    return qgru_clamp_wide(qgru_round_wide(sum * ((int64_t)1 << by->left), by->shift[row]), by->lo, by->hi);
+}
+
+/* One unit's three rows times a vector. */
 QGRU_INLINE void qgru_multiply(const qgru_matrix *by, int32_t unit, const void *vector, int32_t product[3])
 {
-    const int32_t row = 3 * unit;
+    const int32_t r = 3 * unit, z = r + 1, g = r + 2;
     if (by->is_wide) {
-        int64_t sum[3];
-        for (int32_t i = 0; i < 3; ++i)
-            sum[i] = qgru_get_wide(by->start, row + i);
+        int64_t sum[3] = {qgru_get_wide(by->start, r), qgru_get_wide(by->start, z), qgru_get_wide(by->start, g)};
         qgru_dot_wide(by, unit, vector, sum);
-        for (int32_t i = 0; i < 3; ++i)
-            product[i] = qgru_clamp_wide(
-                qgru_round_wide(sum[i] * ((int64_t)1 << by->left), by->shift[row + i]), by->lo, by->hi);
+        product[0] = qgru_round_row_wide(by, r, sum[0]);
+        product[1] = qgru_round_row_wide(by, z, sum[1]);
+        product[2] = qgru_round_row_wide(by, g, sum[2]);
     } else {
-        int32_t sum[3];
-        for (int32_t i = 0; i < 3; ++i)
-            sum[i] = qgru_get(by->start, row + i);
+        int32_t sum[3] = {qgru_get(by->start, r), qgru_get(by->start, z), qgru_get(by->start, g)};
         qgru_dot(by, unit, vector, sum);
-        for (int32_t i = 0; i < 3; ++i)
-            product[i] =
-                qgru_clamp(qgru_round(sum[i] * ((int32_t)1 << by->left), by->shift[row + i]), by->lo, by->hi);
+        product[0] = qgru_round_row(by, r, sum[0]);
+        product[1] = qgru_round_row(by, z, sum[1]);
+        product[2] = qgru_round_row(by, g, sum[2]);
     }
 }
 

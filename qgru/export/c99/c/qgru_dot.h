@@ -15,6 +15,16 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__GNUC__)
+#define QGRU_INLINE static inline __attribute__((always_inline))
+#else
+#define QGRU_INLINE static inline
+#endif
+
+/* The signed halves of a byte. */
+#define QGRU_LOW_HALF(byte) ((int32_t)((byte) & 15) - (int32_t)(((byte) & 8) << 1))
+#define QGRU_HIGH_HALF(byte) QGRU_LOW_HALF((byte) >> 4)
+
 #ifdef QGRU_DOT
 #include QGRU_DOT
 #endif
@@ -37,7 +47,7 @@
 
 /* Plain C: one kernel for each pair of types. */
 #define QGRU_PLAIN_DOT(name, weight_t, vector_t, sum_t)                                                     \
-    static inline void name(const weight_t *weights, const vector_t *vector, int32_t columns, sum_t sum[3]) \
+    QGRU_INLINE void name(const weight_t *weights, const vector_t *vector, int32_t columns, sum_t sum[3]) \
     {                                                                                                       \
         const weight_t *r = weights, *z = r + columns, *g = z + columns;                                    \
         sum_t sum_r = sum[0], sum_z = sum[1], sum_g = sum[2];                                               \
@@ -78,11 +88,8 @@ QGRU_PLAIN_DOT(qgru_dot_16x16_wide, int16_t, int16_t, int64_t)
 #endif
 
 /* Four-bit weights: the halves of a byte are unpacked as they are read. */
-#define QGRU_LOW_HALF(byte) ((int32_t)((byte)&15) - (int32_t)(((byte)&8) << 1))
-#define QGRU_HIGH_HALF(byte) QGRU_LOW_HALF((byte) >> 4)
-
 #define QGRU_PLAIN_PACKED_DOT(name, vector_t)                                                               \
-    static inline void name(const uint8_t *weights, const vector_t *vector, int32_t columns, int32_t sum[3]) \
+    QGRU_INLINE void name(const uint8_t *weights, const vector_t *vector, int32_t columns, int32_t sum[3]) \
     {                                                                                                       \
         const int32_t low = (columns + 1) / 2, high = columns - low;                                        \
         for (int32_t row = 0; row < 3; ++row, weights += low) {                                             \
