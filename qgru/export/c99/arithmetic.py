@@ -82,8 +82,8 @@ def biases(
     """Bring the constants of a sum to one exponent that is no finer than rounding can tell apart.
 
     A constant is cut two bits below the finest of the other terms and of the grid, and its last bit is set where
-    anything was cut off: as the sticky bit of floating-point units it keeps the sum on its side of every tie. A constant
-    that saturates the grid whatever is added to it is cut to the least that does.
+    anything was cut off: as the sticky bit of floating-point units it keeps the sum on its side of every tie. One that
+    saturates the grid whatever is added to it is cut to the least that does.
 
     Args:
         terms: (exponent, largest magnitude) of each other term.

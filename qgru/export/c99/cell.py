@@ -102,9 +102,7 @@ def _by_unit(rows: Sequence[Any], hidden: int) -> list[Any]:
     return [rows[gate * hidden + unit] for unit in range(hidden) for gate in range(ROWS)]
 
 
-def _matrix(
-    operator: str, weight: str, grids: Mapping[str, Grid], rows: Mapping[str, list], vector: Codes
-) -> Matrix:
+def _matrix(operator: str, weight: str, grids: Mapping[str, Grid], rows: Mapping[str, list], vector: Codes) -> Matrix:
     channels = len(rows[weight])
     exponents = [n + vector.grid.exp2_inv for n in _exponents(grids[weight], channels)]
     of_units = [_by_unit(values, channels // ROWS) for values in (rows[weight], exponents)]

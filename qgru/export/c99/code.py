@@ -64,9 +64,9 @@ def _feed(direction: Direction, sources: list[str], indent: str) -> tuple[str, s
         return "", f"(const {kind} *)({sources[0]})"
     part = direction.cell.input // len(sources)
     lines = ""
-    for i, (source, link) in enumerate(zip(sources, direction.feeds, strict=True)):
+    for i, (source, feed) in enumerate(zip(sources, direction.feeds, strict=True)):
         target = f"codes + {i * part}" if i else "codes"
-        if link:
+        if feed:
             lines += f"{indent}qgru_convert(&{direction.name}_feed_{i}, {source}, {target}, {part});\n"
         else:
             lines += f"{indent}memcpy({target}, {source}, {part} * sizeof *codes);\n"
@@ -87,7 +87,8 @@ def _step(program: Program) -> str:
         lines += f"    {{\n{codes}{feed}        {call}    }}\n" if codes else f"    {call}"
         source = f"state->{direction.name}"
     ((name, to_y),) = output_links(program)
-    write = f"qgru_convert(&{to_y}, {source}, y, {program.output_size})" if to_y else f"memcpy(y, {source}, sizeof {source})"
+    copy = f"memcpy(y, {source}, sizeof {source})"
+    write = f"qgru_convert(&{to_y}, {source}, y, {program.output_size})" if to_y else copy
     return f"""
 void {program.name}_step({program.name}_state *state, const {program.name}_x *x, {program.name}_y *y)
 {{
@@ -118,7 +119,7 @@ void {program.name}_logits(const {program.name}_state *state, int16_t *logits)
         int32_t product[3];
         qgru_multiply(&head, unit, state->{last.name}, product);
         for (int32_t i = 0; i < 3 && 3 * unit + i < {outputs}; ++i)
-            logits[3 * unit + i] = (int16_t)(product[i]{f" + {head.grid.zero_point}" if head.grid.zero_point else ""});
+            logits[3 * unit + i] = (int16_t)product[i];
     }}
 }}
 """
@@ -144,11 +145,14 @@ def _run_layers(program: Program) -> str:
             else:
                 write = f"memcpy({row}, h, sizeof h)"
             reset = _reset_line(direction, "h", " " * 8)
-            blocks += (
-                f"    {{ /* {direction.title} */\n        {cell.h.type.name} h[{size}];\n{_codes(direction, ' ' * 8)}{reset}"
-                f"        for ({order}) {{\n{feed}            {direction.name}_step({x}, h);\n            {write};\n        }}\n"
-                "    }\n"
-            )
+            blocks += f"""    {{ /* {direction.title} */
+        {cell.h.type.name} h[{size}];
+{_codes(direction, " " * 8)}{reset}        for ({order}) {{
+{feed}            {direction.name}_step({x}, h);
+            {write};
+        }}
+    }}
+"""
             offset += size
         sources = [f"work[t].{direction.name}" for direction in layer]
     return f"""

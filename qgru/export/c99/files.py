@@ -35,7 +35,7 @@ def write(folder: Path, program: Program, x: Tensor, y: Tensor) -> int:
     for direction in program.directions:
         structures += define_cell(direction, constants)
     if program.head:
-        structures += f"static const qgru_matrix head = {matrix_fields('head', program.head.matrix, constants)};\n"
+        structures += f"static const qgru_matrix head = {matrix_fields('head_W', program.head.matrix, constants)};\n"
     structures += "".join(define_link(name, used) for name, used in _links(program).items())
     name = program.name
     model = f'#include "{name}.h"\n\n#include "qgru.h"\n\n{constants.text}\n{structures}{"".join(definitions(program))}'
@@ -43,7 +43,8 @@ def write(folder: Path, program: Program, x: Tensor, y: Tensor) -> int:
     for template in _TEMPLATES:
         text = (SOURCES / template).read_text(encoding="utf-8")
         files[template] = text.replace("@name@", name).replace("@body@", test_body(program))
-    files |= {f"{name}.h": header(program, constants.size), f"{name}.c": model, f"{name}_vectors.h": vectors(program, x, y)}
+    files[f"{name}.h"], files[f"{name}.c"] = header(program, constants.size), model
+    files[f"{name}_vectors.h"] = vectors(program, x, y)
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     return constants.size

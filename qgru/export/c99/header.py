@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qgru.export.c99.program import Numbers, Program
+from qgru.export.c99.program import Program
 from qgru.grid import Grid
 
 
@@ -13,7 +13,7 @@ def header(program: Program, data_bytes: int) -> str:
  *
 {_table(program)} *
  * An integer q on a grid stands for (q - zero point) * 2^-exponent. Inputs are taken to be on their grid.
- * Constants {data_bytes:,} bytes, state {program.state_bytes:,} bytes, arrays on the stack {program.stack_bytes:,} bytes,
+ * Constants {data_bytes:,} bytes; state {program.state_bytes:,} bytes; on the stack {program.stack_bytes:,} bytes of arrays;
  * {program.multiply_accumulates:,} multiply-accumulates a time step.
  */
 #ifndef {guard}_H
@@ -45,10 +45,12 @@ def _table(program: Program) -> str:
     for direction in program.directions:
         cell = direction.cell
         bits = " ".join("4" if m.weights.is_packed else str(8 * m.weights.type.size) for m in (cell.Wx, cell.Rh))
-        rows.append((direction.title, str(cell.input), str(cell.hidden), f"{bits} bits", _grid(cell.x.grid), _grid(cell.h.grid)))
+        sizes = (str(cell.input), str(cell.hidden), f"{bits} bits")
+        rows.append((direction.title, *sizes, _grid(cell.x.grid), _grid(cell.h.grid)))
     if program.head:
         head = program.head
-        rows.append((head.name, str(head.weights.shape[1]), str(len(head.biases)), "8 bits", _grid(head.state), _grid(head.grid)))
+        sizes = (str(head.weights.shape[1]), str(len(head.biases)), "8 bits")
+        rows.append((head.name, *sizes, _grid(head.state), _grid(head.grid)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(f" *   {line}\n" for line in lines)
@@ -69,7 +71,8 @@ def _outputs(program: Program) -> str:
     for numbers in reverse:
         text += _exponents(f"{guard}_H_REVERSE", numbers.grid)
     if program.head:
-        text += f"#define {guard}_LOGITS {len(program.head.biases)}\n" + _exponents(f"{guard}_LOGITS", program.head.grid)
+        text += f"#define {guard}_LOGITS {len(program.head.biases)}\n"
+        text += _exponents(f"{guard}_LOGITS", program.head.grid)
     return text
 
 
@@ -102,6 +105,7 @@ def _bidirectional(program: Program) -> str:
     members = "".join(f"    {d.cell.h.type.name} {d.name}[{d.cell.hidden}];\n" for d in between)
     struct = f"/* What layers hand to each other of one time step. */\ntypedef struct {{\n{members}}} {name}_work;\n\n"
     parameter, text = (f", {name}_work *work", "; work: [steps]") if between else ("", "")
-    return f"""{struct if between else ""}/* A whole sequence, which two directions need. x: [steps][{guard}_INPUT]; y: [steps][{guard}_OUTPUT]{text}. */
+    shapes = f"x: [steps][{guard}_INPUT]; y: [steps][{guard}_OUTPUT]{text}"
+    return f"""{struct if between else ""}/* A whole sequence, which two directions need. {shapes}. */
 void {name}_run(const {name}_x *x, int32_t steps, {name}_y *y{parameter});
 """

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qgru.export.c99.arithmetic import INT32, right_shift, saturating
-from qgru.export.c99.arrays import INT8, INT16, INT32 as INT32_TYPE, INT64, UINT8, Array, CType, array, packed
+from qgru.export.c99.arrays import INT8, INT16, INT64, UINT8, Array, CType, array, packed
+from qgru.export.c99.arrays import INT32 as INT32_TYPE
 from qgru.grid import Grid
 
 ROWS = 3
@@ -112,7 +113,7 @@ def _weights(operator: str, rows: Sequence[Sequence[int]], bound: int, is_wide: 
     """Pack weights of four bits, but where sixteen times their products, as kernels sum them up, leave 32 bits."""
     flat = [weight for row in rows for weight in row]
     lo, hi = min(flat), max(flat)
-    if -8 <= lo and hi <= 7 and not is_wide and 16 * bound < INT32:
+    if lo >= -8 and hi <= 7 and not is_wide and 16 * bound < INT32:
         return packed(rows)
     kind = next((kind for kind in (INT8, INT16) if kind.lo <= lo and hi <= kind.hi), None)
     if kind is None:

@@ -80,8 +80,11 @@ def define_cell(direction: Direction, to: Constants) -> str:
 
 
 def _struct(kind: str, name: str, fields: dict[str, object]) -> str:
-    body = "".join(f"    .{field} = {value},\n" for field, value in fields.items())
-    return f"static const {kind} {name} = {{\n{body}}};\n"
+    return f"static const {kind} {name} = {{\n{_lines(fields, '    ')}}};\n"
+
+
+def _lines(fields: dict[str, object], indent: str) -> str:
+    return "".join(f"{indent}.{field} = {value},\n" for field, value in fields.items())
 
 
 def _sums(name: str, cell: Cell, to: Constants) -> Iterator[tuple[str, str]]:
@@ -120,13 +123,13 @@ def matrix_fields(name: str, matrix: Matrix, to: Constants) -> str:
         "hi": matrix.hi,
         "is_wide": int(matrix.is_wide),
     }
-    return "{" + ", ".join(f".{field} = {value}" for field, value in fields.items()) + "}"
+    return f"{{\n{_lines(fields, '        ')}    }}"
 
 
 def define_link(name: str, link: Link) -> str:
     """Return a `qgru_link`."""
     source, target = link.source, link.target
     return (
-        f"static const qgru_link {name} = {{\n    {source.type.tag}, {target.type.tag}, {source.offset}, {target.offset}, "
-        f"{_grid(link.grid)},\n}};\n"
+        f"static const qgru_link {name} = {{{source.type.tag}, {target.type.tag}, {source.offset}, {target.offset}, "
+        f"{_grid(link.grid)}}};\n"
     )

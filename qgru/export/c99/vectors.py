@@ -52,7 +52,8 @@ def vectors(program: Program, x: Tensor, y: Tensor) -> str:
         y: (steps, output) integers, which they lead to from a state of zeros.
     """
     name = program.name
-    text = f"/* Inputs, and what qgru computes of them from a state of zeros. */\n#define {name.upper()}_STEPS {len(x)}\n\n"
+    text = "/* Inputs, and what qgru computes of them from a state of zeros. */\n"
+    text += f"#define {name.upper()}_STEPS {len(x)}\n\n"
     text += definition(f"{name}_inputs", Array(tuple(x.flatten().tolist()), program.x.type))
     text += definition(f"{name}_outputs", Array(tuple(y.flatten().tolist()), program.y[0].type))
     if program.head:
