@@ -42,8 +42,8 @@ def export_c(model: nn.Module, folder: str | Path, name: str = "model", args: An
         The number of differing integers, and what the program costs.
 
     Raises:
-        ValueError: where `name` can't be part of a name in C; naming the layer, where the GRUs are no chain, or a grid has
-            more bits than C's kernels take (16; biases 32).
+        ValueError: where `name` can't be part of a name in C; naming the layer, where the GRUs are no chain, or where a
+            grid has more bits than C's kernels take (16; biases 32).
         RuntimeError: where a layer is not calibrated, or the program does not compile.
         OSError: where the folder can't be written to.
     """
