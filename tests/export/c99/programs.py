@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def presets() -> Iterator[QuantGRU]:
 def at_the_ends(folder: Path) -> Iterator[QuantGRU]:
     """Sums of terms that are far apart, which take 64 bits, and biases that tip every tie or saturate."""
     far = {"matmul__Wx": OracleGrid(16, False, 27), "matmul__Rh": OracleGrid(16, False, 9)}
-    fine = {"weight__bw": OracleGrid(16, False, 60), "weight__br": OracleGrid(8, False, 40)}
+    fine = {"weight__bw": OracleGrid(16, False, 44), "weight__br": OracleGrid(8, False, 40)}
     coarse = {"weight__bw": OracleGrid(16, False, -20), "weight__br": OracleGrid(16, False, 2)}
     for i, special in enumerate((far, fine, coarse)):
         yield build(folder / f"ends{i}.json", [[uniform_grids(3, 8, **special)]])[0]
@@ -84,20 +84,30 @@ def configurations(folder: Path, randoms: Sequence[int] = range(14), calibration
     return [Configuration(f"c{i}", gru, program([("", gru)], f"c{i}")) for i, gru in enumerate(grus)]
 
 
+def write_vectors(folder: Path, each: Configuration, outputs: int) -> tuple[int, int]:
+    """Write a program into a folder of its name, with vectors of about so many outputs; returns these and its bytes."""
+    gru = each.gru
+    x = example(gru.input_grid, gru.input_size, -(-outputs // each.program.output_size))
+    y = expected([gru], x)
+    (folder / each.name).mkdir(parents=True)
+    size = write(folder / each.name, each.program, x, y)
+    return y.numel(), size + x.numel() * each.program.x.type.size + y.numel() * each.program.y[0].type.size
+
+
+def main_of(names: Iterable[str]) -> str:
+    """A C file of all programs of these names, which runs one behind the other."""
+    includes = [
+        f'#define main {name}_main\n#include "{name}/{name}.c"\n#include "{name}/test.c"\n#undef main\n'
+        for name in names
+    ]
+    calls = [f"    failed |= {name}_main();\n" for name in names]
+    return f"{''.join(includes)}int main(void)\n{{\n    int failed = 0;\n{''.join(calls)}    return failed;\n}}\n"
+
+
 def write_all(folder: Path, known: Sequence[Configuration], outputs: int) -> int:
     """Write every program with vectors of about as many outputs each, and what runs all; returns how many there are."""
-    total, includes, calls = 0, "", ""
-    for each in known:
-        name, gru = each.name, each.gru
-        x = example(gru.input_grid, gru.input_size, -(-outputs // each.program.output_size))
-        y = expected([gru], x)
-        total += y.numel()
-        (folder / name).mkdir(parents=True)
-        write(folder / name, each.program, x, y)
-        includes += f'#define main {name}_main\n#include "{name}/{name}.c"\n#include "{name}/test.c"\n#undef main\n'
-        calls += f"    failed |= {name}_main();\n"
-    main = f"int main(void)\n{{\n    int failed = 0;\n{calls}    return failed;\n}}\n"
-    (folder / "all.c").write_text(includes + main)
+    total = sum(write_vectors(folder, each, outputs)[0] for each in known)
+    (folder / "all.c").write_text(main_of([each.name for each in known]))
     return total
 
 
