@@ -171,7 +171,7 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
         head: the linear layer behind them.
 
     Raises:
-        ValueError: naming the layer and operator that C's kernels can't take.
+        ValueError: naming the layer and operator that C's kernels can't take, or the layer that stays in float.
         RuntimeError: where a layer is not calibrated.
     """
     layers: list[tuple[Direction, ...]] = []
@@ -179,6 +179,8 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
     x = Numbers.of_grid(first)[0]
     below = [x]
     for gru_name, gru in grus:
+        if gru.bitwidth_config.disable_quantization:
+            raise ValueError(f"{gru_name or 'the layer'} has disable_quantization = True; C computes integers alone")
         for layer in range(gru.num_layers):
             directions = []
             for which in (d for d in directions_of(gru) if d.layer == layer):
