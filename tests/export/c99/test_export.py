@@ -17,7 +17,8 @@ from qgru import QuantGRU, stages
 from qgru.export import export_c, export_layers
 from qgru.export.c99 import host
 from tests.calibrated import calibrated
-from tests.oracle import power
+from tests.oracle import OracleGrid, power
+from tests.random_gru import build, uniform_grids
 
 X = torch.randn(6, 9, 5, generator=torch.Generator().manual_seed(1))
 FILES = {"CMakeLists.txt", "Makefile", "test.c", "qgru.h", "qgru_dot.h", "qgru_dsp.h", "qgru_helium.h"}
@@ -230,6 +231,10 @@ def test_what_c_can_not_have_is_refused(tmp_path: Path) -> None:
     gru.adjust_quant_config("g_pre", bitwidth=17)
     with pytest.raises(ValueError, match=r"^layer 0: operator 'gate\.g_pre' has 17 bits; expected at most 16 in C$"):
         export_c(gru, tmp_path / "c")
+    for exponent in (-16, 31):
+        far = uniform_grids(3, 8, gate__z_out=OracleGrid(16, True, exponent))
+        with pytest.raises(ValueError, match=rf"'gate\.z_out' has the exponent {exponent}, with which 1 - z"):
+            export_c(build(tmp_path.parent / "far.json", [[far]])[0], tmp_path / "c")
     with pytest.raises(ValueError, match=r"^the layer has disable_quantization = True; C computes integers alone$"):
         export_c(calibrated(3, 2, {"default_config": {"disable_quantization": True}}), tmp_path / "c")
     with pytest.raises(RuntimeError, match="calibrat"):
