@@ -5,7 +5,7 @@
 
 It takes gcc-arm-none-eabi, gcc-riscv64-unknown-elf, their picolibc and QEMU; `make chip-test` installs them. The
 programs are those of tests/export/c99, as many as a chip's flash holds, with 1e5 outputs at least. Instructions are a
-time step's of an int8 layer, counted by examples/chip/main.c.
+time step's, counted by examples/chip/main.c; code and stack are those of the smaller layer at int8.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ from tests.export.c99.programs import Configuration, configurations, main_of, wr
 
 RESULTS = Path(__file__).parent / "results"
 MAIN = Path(__file__).parents[1] / "examples" / "chip" / "main.c"
+PRESETS = ("int8", "w4a8")
 SHAPES = ((32, 16), (128, 64))  # hidden, input
 OUTPUTS = 110_000
 SEQUENCE = 300  # outputs of a program that takes a whole sequence, which lies in memory
@@ -140,26 +142,26 @@ def compare(chip: Chip, folder: Path, written: Sequence[tuple[Configuration, int
 
 
 def measure(chip: Chip, folder: Path) -> dict[str, int]:
-    """Count instructions a step of int8 layers, and the bytes of code and stack of the smaller one."""
+    """Count instructions a step of every preset and shape, and the bytes of code and stack of the first one."""
     found: dict[str, int] = {}
-    for hidden, inputs in SHAPES:
-        model = folder / f"h{hidden}"
+    for preset, (hidden, inputs) in product(PRESETS, SHAPES):
+        model = folder / f"{preset}-{hidden}"
         if not model.exists():
-            export_c(calibrated(hidden, inputs, "int8"), model)
+            export_c(calibrated(hidden, inputs, preset), model)
         if chip.counts:
             chip.build(model, ["model.c", MAIN], "count.elf", "-I.")
             printed = chip.run(model, "count.elf")
             known = re.search(r"^0 integers differ from qgru's\n(\d+) instructions a step$", printed, re.MULTILINE)
             if known is None:
                 raise RuntimeError(f"{chip.name} printed {printed[-500:]!r}")
-            found[f"instructions H {hidden} I {inputs}"] = int(known[1])
-    small = folder / f"h{SHAPES[0][0]}"
+            found[f"{preset} H {hidden} I {inputs}"] = int(known[1])
+    small = folder / f"{PRESETS[0]}-{SHAPES[0][0]}"
     chip.build(small, ["model.c"], "model.o", "-c")
     size = subprocess.run(["size", "-A", "model.o"], cwd=small, capture_output=True, text=True).stdout
-    found["code bytes"] = sum(map(int, re.findall(r"^\.text\S*\s+(\d+)", size, re.MULTILINE)))
+    code = sum(map(int, re.findall(r"^\.text\S*\s+(\d+)", size, re.MULTILINE)))
     usage = dict(re.findall(r":(\w+)\t(\d+)\t", (small / "model.su").read_text()))
-    found["stack bytes"] = int(usage["model_step"]) + int(usage.get("model_l0_step", 0))
-    return found
+    stack = int(usage["model_step"]) + int(usage.get("model_l0_step", 0))
+    return {"code bytes": code, "stack bytes": stack, **found}
 
 
 def version(command: str) -> str:
@@ -179,11 +181,11 @@ def main() -> None:
         written = write(folder)
         for chip in (chip for chip in CHIPS if chosen in chip.name):
             compiler = chip.compiler.split()[0]
-            row = {"chip": chip.name, **compare(chip, folder, written), **measure(chip, folder)}
-            rows.append({**row, "compiler": f"{compiler} {version(compiler)}", "flags": "-O2"})
+            tools = {"chip": chip.name, "compiler": f"{compiler} {version(compiler)}", "flags": "-O2"}
+            rows.append({**tools, **compare(chip, folder, written), **measure(chip, folder)})
             print(rows[-1], flush=True)
     if not chosen:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
+        columns = max(rows, key=len)
         path = RESULTS / f"chips-qemu{version('qemu-system-arm')}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
