@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 MAIN = Path(__file__).parents[1] / "examples" / "chip" / "main.c"
 PRESETS = ("int8", "w4a8")
 SHAPES = ((32, 16), (128, 64))  # hidden, input
-OUTPUTS = 110_000
+OUTPUTS = 140_000
 SEQUENCE = 300  # outputs of a program that takes a whole sequence, which lies in memory
 
 QUIET = "-nographic -monitor none -serial none -chardev stdio,id=o"

@@ -52,13 +52,11 @@ class Array:
         values: as C has them, packed ones already in bytes.
         type: of an element.
         is_packed: two four-bit weights a byte.
-        row: how many values a line shows belong together, 0 for any.
     """
 
     values: tuple[int, ...]
     type: CType
     is_packed: bool = False
-    row: int = 0
 
     @property
     def size(self) -> int:
@@ -71,9 +69,9 @@ class Array:
         return "QGRU_INT4" if self.is_packed else self.type.tag
 
 
-def array(values: Sequence[int], type: CType | None = None, row: int = 0) -> Array | None:
+def array(values: Sequence[int], type: CType | None = None) -> Array | None:
     """Return an array of the smallest type or of the one that is given; None for zeros, which C needs no array for."""
-    return Array(tuple(values), type or smallest_type(values), row=row) if any(values) else None
+    return Array(tuple(values), type or smallest_type(values)) if any(values) else None
 
 
 def packed(rows: Sequence[Sequence[int]]) -> Array:
@@ -83,4 +81,4 @@ def packed(rows: Sequence[Sequence[int]]) -> Array:
         half = (len(row) + 1) // 2
         high = [*row[half:], 0][:half]
         values += [(low & 15) | (top & 15) << 4 for low, top in zip(row[:half], high, strict=True)]
-    return Array(tuple(values), UINT8, is_packed=True, row=(len(rows[0]) + 1) // 2)
+    return Array(tuple(values), UINT8, is_packed=True)

@@ -101,7 +101,7 @@ def matrix(
         vector,
         columns,
         starts,
-        Array(tuple(shift for shift, _ in proven), UINT8, row=ROWS),
+        Array(tuple(shift for shift, _ in proven), UINT8),
         left,
         lo,
         hi,
@@ -118,4 +118,4 @@ def _weights(operator: str, rows: Sequence[Sequence[int]], bound: int, is_wide: 
     kind = next((kind for kind in (INT8, INT16) if kind.lo <= lo and hi <= kind.hi), None)
     if kind is None:
         raise ValueError(f"operator {operator!r} has weights up to {hi}; expected at most {INT16.hi} in C")
-    return Array(tuple(flat), kind, row=len(rows[0]))
+    return Array(tuple(flat), kind)

@@ -175,9 +175,7 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
         RuntimeError: where a layer is not calibrated.
     """
     layers: list[tuple[Direction, ...]] = []
-    first = grus[0][1].input_grid
-    x = Numbers.of_grid(first)[0]
-    below = [x]
+    below: list[Numbers] = []
     for gru_name, gru in grus:
         if gru.bitwidth_config.disable_quantization:
             raise ValueError(f"{gru_name or 'the layer'} has disable_quantization = True; C computes integers alone")
@@ -189,10 +187,12 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
                     found = cell(gru.grids(*which), gru.quantized_weights(*which))
                 except ValueError as error:
                     raise ValueError(f"{title}: {error}") from error
+                below = below or Numbers.of_grid(found.x.grid)
                 feeds = tuple(link(source, Numbers.of_codes(found.x)) for source in below)
                 own = f"l{len(layers)}{'_reverse' * which.reverse}"
                 directions.append(Direction(own, f"{name}_{own}", title, found, feeds, which.reverse))
             layers.append(tuple(directions))
             below = [Numbers.of_codes(direction.cell.h) for direction in directions]
     y = Numbers.of_grid(*(direction.cell.h.grid for direction in layers[-1]))
+    (x,) = Numbers.of_grid(layers[0][0].cell.x.grid)
     return Program(name, tuple(layers), x, tuple(y), head)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from qgru import QuantGRU
 from qgru.export.c99.files import write
 from qgru.export.c99.program import Program, program
 from qgru.export.c99.vectors import example, expected
 from tests.calibrated import calibrated as calibrated_alike
+from tests.calibrated import quantize
 from tests.export.models import calibrated
 from tests.oracle import OracleGrid
 from tests.random_gru import build, random_gru, uniform_grids
@@ -26,6 +28,7 @@ SANITIZERS = (
     ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),  # needs no library, which a compiler may lack
 )
 UP_TO_16_BITS = range(1, 17)
+MOST_INPUTS = 20_000  # of a program
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,25 @@ def at_the_ends(folder: Path) -> Iterator[QuantGRU]:
     far = {"matmul__Wx": OracleGrid(16, False, 27), "matmul__Rh": OracleGrid(16, False, 9)}
     fine = {"weight__bw": OracleGrid(16, False, 44), "weight__br": OracleGrid(8, False, 40)}
     coarse = {"weight__bw": OracleGrid(16, False, -20), "weight__br": OracleGrid(16, False, 2)}
-    for i, special in enumerate((far, fine, coarse)):
+    steep = {"matmul__Wx": OracleGrid(16, False, 20), "weight__W": OracleGrid(8, False, 1)}
+    for i, special in enumerate((far, fine, coarse, steep)):
         yield build(folder / f"ends{i}.json", [[uniform_grids(3, 8, **special)]])[0]
+
+
+def of_long_rows(weight_bits: int, input_bits: int) -> QuantGRU:
+    """Weights near their largest, and so many that their products with an input take 64 bits."""
+    torch.manual_seed(0)
+    gru = QuantGRU(530, 8)
+    widths = {"weight.W": {"bitwidth": weight_bits}, "input.x": {"bitwidth": input_bits}}
+    gru.load_bitwidth_config({"operator_config": widths})
+    with torch.no_grad():
+        gru.weight_ih_l0.copy_(0.99 * torch.randn(24, 530).sign())
+    return quantize(gru, torch.randn(9, 8, 530))
 
 
 def configurations(folder: Path, randoms: Sequence[int] = range(14), calibrations: Sequence[int] = range(8)) -> list:
     """Presets, random grids, and calibrated random widths; layers, directions and zero points among them."""
-    grus = [*presets(), *at_the_ends(folder)]
+    grus = [*presets(), *at_the_ends(folder), of_long_rows(8, 16), of_long_rows(16, 8)]
     for seed in randoms:
         grus.append(random_gru(seed, folder / "quant_params.json", UP_TO_16_BITS)[0])
     for seed in calibrations:
@@ -87,7 +102,8 @@ def configurations(folder: Path, randoms: Sequence[int] = range(14), calibration
 def write_vectors(folder: Path, each: Configuration, outputs: int) -> tuple[int, int]:
     """Write a program into a folder of its name, with vectors of about so many outputs; returns these and its bytes."""
     gru = each.gru
-    x = example(gru.input_grid, gru.input_size, -(-outputs // each.program.output_size))
+    steps = min(-(-outputs // each.program.output_size), MOST_INPUTS // gru.input_size)
+    x = example(gru.input_grid, gru.input_size, steps)
     y = expected([gru], x)
     (folder / each.name).mkdir(parents=True)
     size = write(folder / each.name, each.program, x, y)

@@ -231,6 +231,9 @@ def test_what_c_can_not_have_is_refused(tmp_path: Path) -> None:
     gru.adjust_quant_config("g_pre", bitwidth=17)
     with pytest.raises(ValueError, match=r"^layer 0: operator 'gate\.g_pre' has 17 bits; expected at most 16 in C$"):
         export_c(gru, tmp_path / "c")
+    wide = calibrated(3, 2, {"operator_config": {"input.x": {"bitwidth": 20}}})
+    with pytest.raises(ValueError, match=r"^layer 0: operator 'input\.x' has 20 bits; expected at most 16 in C$"):
+        export_c(wide, tmp_path / "c")
     for exponent in (-16, 31):
         far = uniform_grids(3, 8, gate__z_out=OracleGrid(16, True, exponent))
         with pytest.raises(ValueError, match=rf"'gate\.z_out' has the exponent {exponent}, with which 1 - z"):
