@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def chain_of(model: nn.Module, args: tuple[Any, ...]) -> Chain:
         args: positional arguments of its `forward`.
 
     Raises:
-        ValueError: naming the layer, where GRUs are no chain: one is called twice, given a state or a packed sequence,
-            or not fed by the one before.
+        ValueError: where there is no quantized GRU; naming the layer, where GRUs are no chain: one is called twice,
+            given a state or a packed sequence, or not fed by the one before.
     """
     modules = {**quantized_layers(model), **{n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}}
     result, calls = _calls(model, modules, args)
@@ -57,7 +58,8 @@ def chain_of(model: nn.Module, args: tuple[Any, ...]) -> Chain:
     _check(of_grus, quantized_layers(model))
     first, last = of_grus[0], of_grus[-1]
     linears = [call for call in calls if isinstance(call.module, nn.Linear)]
-    behind = linears[-1] if linears and _is_fed_by(linears[-1].args[0], last) else None
+    has_state = not any(call.module.bidirectional for call in of_grus)  # which a linear layer in C reads
+    behind = linears[-1] if linears and has_state and _is_fed_by(linears[-1].args[0], last) else None
     left_out = []
     if not any(isinstance(arg, Tensor) and _same(arg, first.args[0]) for arg in args):
         left_out.append(f"what is done to the input before {first.name or 'the GRU'}")
@@ -75,12 +77,12 @@ def chain_of(model: nn.Module, args: tuple[Any, ...]) -> Chain:
 
 def _calls(model: nn.Module, modules: Mapping[str, nn.Module], args: tuple[Any, ...]) -> tuple[Any, list[_Call]]:
     calls: list[_Call] = []
-    handles = [
-        module.register_forward_hook(
-            lambda module, given, output, name=name: calls.append(_Call(name, module, given, output))
-        )
-        for name, module in modules.items()
-    ]
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = (*given, *(named[key] for key in ("input", "hx") if key in named))
+        calls.append(_Call(name, module, given, output))
+
+    handles = [module.register_forward_hook(partial(note, name), with_kwargs=True) for name, module in modules.items()]
     try:
         with _quantized(model), torch.no_grad():
             return model(*args), calls
@@ -107,6 +109,8 @@ def _quantized(model: nn.Module) -> Iterator[None]:
 
 
 def _check(calls: list[_Call], layers: Mapping[str, QuantGRU]) -> None:
+    if not layers:
+        raise ValueError("the model holds no quantized GRU; expected one or more (qgru.convert makes them)")
     names = [call.name for call in calls]
     for name in layers:
         if names.count(name) != 1:
@@ -123,7 +127,7 @@ def _is_fed_by(given: Tensor, gru: _Call) -> bool:
     output, h_n = gru.output
     time = 1 if gru.module.batch_first and output.dim() == 3 else 0
     seen = (output, output.select(time, -1), h_n[-1])
-    return not gru.module.bidirectional and any(_same(given, tensor) for tensor in seen)
+    return any(_same(given, tensor) for tensor in seen)
 
 
 def _same(a: Any, b: Any) -> bool:

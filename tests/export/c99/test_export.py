@@ -29,11 +29,13 @@ class Classifier(nn.Module):
 
     def __init__(self, flaw: str = "", bias: bool = True) -> None:
         super().__init__()
-        self.low, self.high = nn.GRU(5, 8, 2, batch_first=True), nn.GRU(8, 6, batch_first=True)
+        both = flaw == "both directions"
+        self.low = nn.GRU(5, 4 if both else 8, 2, batch_first=True, bidirectional=both)
+        self.high = nn.GRU(8, 6, batch_first=True)
         self.head, self.flaw = nn.Linear(6, 4, bias=bias), flaw
 
     def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.low(x + 1 if self.flaw == "input" else x)
+        x, _ = self.low(input=x + 1 if self.flaw == "input" else x)
         if self.flaw == "twice":
             x, _ = self.low(x[..., :5])
         y, h = self.high(
@@ -189,7 +191,11 @@ def test_a_chain_and_its_linear_layer(tmp_path: Path, bias: bool) -> None:
 
 @pytest.mark.parametrize(
     ("flaw", "left_out"),
-    [("input", "what is done to the input before low"), ("pooled", "what follows high")],
+    [
+        ("input", "what is done to the input before low"),
+        ("pooled", "what follows high"),
+        ("both directions", "what follows high"),
+    ],
 )
 def test_what_is_no_part_of_a_chain_is_left_out_and_said(tmp_path: Path, flaw: str, left_out: str) -> None:
     report = export_c(model(flaw), tmp_path, args=X)
@@ -228,6 +234,8 @@ def test_what_c_can_not_have_is_refused(tmp_path: Path) -> None:
             export_c(gru, tmp_path / "c", name)
     with pytest.raises(ValueError, match=r"^args is None; expected an example input of Classifier\.forward$"):
         export_c(model(), tmp_path / "c")
+    with pytest.raises(ValueError, match=r"^the model holds no quantized GRU; expected one or more"):
+        export_c(nn.Linear(5, 2), tmp_path / "c", args=X)
     gru.adjust_quant_config("g_pre", bitwidth=17)
     with pytest.raises(ValueError, match=r"^layer 0: operator 'gate\.g_pre' has 17 bits; expected at most 16 in C$"):
         export_c(gru, tmp_path / "c")
