@@ -33,7 +33,7 @@ class Export(Callback):
 
     Args:
         directory: where the files go; see `export`.
-        formats: of ``"float"`` and ``"qdq"``.
+        formats: of those in `qgru.export.formats.FORMATS`: ``"qdq"``, ``"float"``, ``"c"``, ...
         forward_fn: how to call the model on a training batch, to see what its `forward` takes; see `Calibrate`.
         example_inputs: what the model's `forward` is to be exported with, where a training batch does not lead to
             tensors: a tensor, or a tuple of `forward`'s positional arguments, in which a list of sizes stands for noise

@@ -81,7 +81,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         calibration_batches: the number of training batches to calibrate on, over all ranks.
         qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, refines, and ends the fit.
         export_dir: where files go; None writes none.
-        export_formats: of ``"qdq"`` and ``"float"``.
+        export_formats: of those in `qgru.export.formats.FORMATS`: ``"qdq"``, ``"float"``, ``"c"``, ...
         forward_fn: `forward_fn(module, batch)` calls the model on a training batch; by default `module(batch[0])`
             for a tuple or list, else `module(batch)`. `lambda module, batch: module.training_step(batch, 0)` works
             as well, where the optimization is automatic; nothing is logged by it.

@@ -44,7 +44,7 @@ def test_whole_lifecycle(tmp_path: Path, series: TimeSeriesDataSet) -> None:
     training, validation = (series.to_dataloader(train=train, batch_size=16) for train in (True, False))
     lifecycle = QuantizationLifecycle("int8", calibrate_at_epoch=1, export_dir=str(files))
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
-    with pytest.warns(UserWarning, match="RecurrentNetwork can't be exported to ONNX"):
+    with pytest.warns(UserWarning, match="RecurrentNetwork can't be exported as a whole"):
         trainer(tmp_path, lifecycle, checkpoint, max_epochs=3).fit(model, training, validation)
     assert isinstance(model.rnn, GRU) and model.rnn.is_calibrated() and model.rnn.use_quantization
     assert {path.name for path in files.iterdir()} >= {"float.ckpt", "ptq.ckpt", "qat.ckpt", "quant_params.json"}
