@@ -8,6 +8,7 @@ there are up to 200,000 weights; where there are n times as many, within n steps
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class Steps:
 
 def step(gru: QuantGRU, x_t: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run one time step; see `QuantGRU.step`."""
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"step: x_t is a {type(x_t).__name__}; expected a tensor")
     if not torch.compiler.is_compiling() and _is_unobserved(gru, x_t, state):
         prepared = gru._steps.prepared
         if prepared is None or not prepared.is_of(gru):
@@ -71,7 +74,7 @@ class _Prepared:
     Attributes:
         stepper: runs a step.
         sizes: layers, hidden and input.
-        addresses: of all parameters and buffers.
+        addresses: of all parameters and buffers; 0 where elements don't follow each other.
         versions: of the parameters, where the stepper does not look at all that is in them; else None.
         choice: of the backend.
     """
@@ -85,8 +88,7 @@ class _Prepared:
     def is_of(self, gru: QuantGRU) -> bool:
         """Tell whether the layer still has the tensors that the weights were prepared from."""
         parameters = gru._parameters.values()
-        addresses = [tensor.data_ptr() for tensor in (*parameters, *gru._buffers.values())]
-        if addresses != self.addresses or backends.choice() != self.choice:
+        if _addresses((*parameters, *gru._buffers.values())) != self.addresses or backends.choice() != self.choice:
             return False
         return self.versions is None or [_version(tensor) for tensor in parameters] == self.versions
 
@@ -123,7 +125,7 @@ def _prepare(gru: QuantGRU) -> _Prepared | None:
         1, 1, gru.input_size, gru.hidden_size, torch.float32, tuple(t.dtype for t in flat), flat[0].device, False
     )
     backend = backends.serving(shape, [cell.plan for cell in cells], 1)
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    addresses = _addresses(tensors)
     versions = [_version(tensor) for tensor in parameters.values()]
     stepper = backend.stepper(weights, cells, list(gru._buffers.values()))
     if stepper is None:
@@ -142,6 +144,10 @@ def _through_forward(gru: QuantGRU, x_t: Tensor, state: Tensor | None) -> tuple[
     axis = 1 if gru.batch_first and x_t.dim() == 2 else 0
     output, h_n = gru(x_t.unsqueeze(axis), state)
     return output.squeeze(axis), h_n
+
+
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.data_ptr() if tensor.is_contiguous() else 0 for tensor in tensors]
 
 
 def _version(tensor: Tensor) -> int:
