@@ -13,6 +13,7 @@ _HOMES = {
     "VerificationReport": "onnx.report",
     "export_layers": "layers",
     "export_onnx": "onnx.export",
+    "export_step": "onnx.step",
     "verify_onnx": "onnx.verify",
 }
 __all__ = list(_HOMES)

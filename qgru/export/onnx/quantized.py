@@ -102,12 +102,12 @@ def _append_cell(builder: Builder, target: Target, cell: Cell, x: Exact, h0: Val
     inner = Builder([Value(value.dtype, value.shape[-2:]) for value in (h.value, gates.value, new.value)], builder)
     in_step = [replace(e, value=value) for e, value in zip((h, gates, new), inner.inputs, strict=True)]
     br_g = biases["weight.br"][1] if biases else None
-    updated = _step(Arithmetic(inner, target, cell.name), cell.grids, *in_step, weights["weight.R"], br_g)
+    updated = step(Arithmetic(inner, target, cell.name), cell.grids, *in_step, weights["weight.R"], br_g)
     states, final = builder.loop(h.value, (gates.value, new.value), inner.program(updated.value))
     return (builder.flip(states) if cell.reverse else states), final
 
 
-def _step(
+def step(
     math: Arithmetic, grids: Mapping[str, Grid], h: Exact, gates: Exact, new: Exact, R: Weight, br_g: Exact | None
 ) -> Exact:
     """Append one time step; returns the next state.
