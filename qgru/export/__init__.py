@@ -11,6 +11,7 @@ _HOMES = {
     "LayerDifference": "onnx.report",
     "OnnxVerifier": "onnx.verify",
     "VerificationReport": "onnx.report",
+    "export_aimet": "aimet",
     "export_layers": "layers",
     "export_onnx": "onnx.export",
     "export_step": "onnx.step",

@@ -138,7 +138,11 @@ class StepArithmetic(Arithmetic):
         return self.quantize(self._function(function, self.quantize(pre, pre_grid), dtype), grid)
 
     def weight(self, integers: torch.Tensor, grid: Grid) -> Weight:
-        """Return weights in a tensor of the operator's name; none that ONNX Runtime makes an integer product of."""
+        """Return weights, out of a tensor of the operator's name.
+
+        Not right out of it: ONNX Runtime would make of that an integer product, which saturates on x86 without VNNI, or
+        a product that rounds its other factor.
+        """
         weight = super().weight(integers, grid)
         return replace(weight, exact=self._apart(self._named(weight.exact, grid)))
 
