@@ -95,12 +95,13 @@ class _Prepared:
     def takes(self, x: Tensor, state: Tensor | None) -> bool:
         """Tell whether the arguments are what the stepper takes, but for their layout."""
         layers, hidden, inputs = self.sizes
-        if x.dtype != torch.float32 or not x.is_cpu or not 1 <= x.dim() <= 2 or x.shape[-1] != inputs:
+        given = x.shape
+        if x.dtype != torch.float32 or not x.is_cpu or not 1 <= len(given) <= 2 or given[-1] != inputs:
             return False
         if state is None:
             return True
-        is_usual = state.dtype == torch.float32 and state.is_cpu
-        return is_usual and state.shape == (layers, *x.shape[:-1], hidden)
+        wanted = (layers, given[0], hidden) if len(given) == 2 else (layers, hidden)
+        return state.dtype == torch.float32 and state.is_cpu and state.shape == wanted
 
     def run(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Run one time step; None where the weights or grids have changed."""

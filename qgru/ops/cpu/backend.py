@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,7 +223,12 @@ def _is_fast(call: LayerCall) -> bool:
     if any(tensor.dtype == torch.float64 for tensor in (call.x, *call.parameters)):
         return False
     _, _, size, hidden = call.sizes
-    return all(not plan.sum_wide(size) and plan.carrier(size, hidden) == FLOAT for plan in call.plans)
+    return all([_fits_float(plan, size, hidden) for plan in call.plans])
+
+
+@lru_cache(maxsize=1024)
+def _fits_float(plan: Plan, size: int, hidden: int) -> bool:
+    return not plan.sum_wide(size) and plan.carrier(size, hidden) == FLOAT
 
 
 def _views(

@@ -29,6 +29,7 @@ const qgru::Path& path_of([[maybe_unused]] int64_t index) {
 
 qgru::ParallelFor threads_of(qgru::TorchParallelFor parallel_for) {
   return [parallel_for](int64_t parts, const std::function<void(int64_t)>& part) {
+    if (parts == 1) return part(0);
     const auto range = [](int64_t begin, int64_t end, void* part) {
       for (; begin < end; ++begin) (*static_cast<const std::function<void(int64_t)>*>(part))(begin);
     };
