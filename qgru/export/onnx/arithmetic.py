@@ -184,19 +184,19 @@ class Arithmetic:
         value, container = (a.value if isinstance(a, Exact) else a), self.target.container(grid)
         if isinstance(a, Exact) and _fits(_FLOAT32, a.exponent, a.limit):
             value = self.builder.cast(value, "float32")
+        if container and value.dtype == "float32":
+            if not container.saturates_like(grid):
+                value = self._clip(value, *grid.real_range)
+            return self._quantize_linear(value, container, grid), container
+        dtype = wider(value.dtype, _grid_dtype(grid))
+        scaled = self._scale(self.builder.cast(value, dtype), 2.0**grid.exp2_inv)
+        rounded = self.builder.op("Round", scaled, dtype=dtype, shape=scaled.shape)
+        steps = self._clip(rounded, *grid.mantissas)
         if container is None:
-            dtype = wider(value.dtype, _grid_dtype(grid))
-            steps = self._round(self.builder.cast(value, dtype), grid)
-            return self._clip(steps, *grid.mantissas), Container(dtype, offset=grid.zero_point)
-        if value.dtype == "float64":  # QuantizeLinear takes float32
-            value = self.builder.cast(self._scale(self._round(value, grid), grid.scale), "float32")
-        if not container.saturates_like(grid):
-            value = self._clip(value, *grid.real_range)
-        return self._quantize_linear(value, container, grid), container
-
-    def _round(self, value: Value, grid: Grid) -> Value:
-        scaled = self._scale(value, 2.0**grid.exp2_inv)
-        return self.builder.op("Round", scaled, dtype=scaled.dtype, shape=scaled.shape)
+            return steps, Container(dtype, offset=grid.zero_point)
+        return self._quantize_linear(
+            self.builder.cast(self._scale(steps, grid.scale), "float32"), container, grid
+        ), container
 
     def _dequantize(self, stored: Value, container: Container, grid: Grid) -> Exact:
         if container.dtype.startswith("float"):

@@ -137,8 +137,8 @@ def _step(
 def _gates(math: Arithmetic, grids: Mapping[str, Grid], pre: Exact) -> list[Exact]:
     """Append the sigmoids of r and z, one for both where their grids are the same; returns both (B, hidden).
 
-    Neither comes right out of DequantizeLinear: ONNX Runtime would fuse the product of r and another 8-bit factor with
-    its quantizer into a kernel that moves ties.
+    r does not come right out of DequantizeLinear: ONNX Runtime would fuse its product with another 8-bit factor and the
+    quantizer behind into a kernel that moves ties.
     """
     sizes = (pre.value.shape[-1] // 2,) * 2
     r, z = ((grids[f"gate.{gate}_pre"], grids[f"gate.{gate}_out"]) for gate in "rz")
