@@ -61,6 +61,7 @@ SOURCES = {
     "qgru.ops.cuda": ["kernels/*.cu", "kernels/*.cuh"],
     "qgru.ops.cpu": ["*.h", "*.cpp"],
     "qgru.calibration": ["kernels/*.cu"],
+    "qgru.export.c99": ["c/*"],
 }
 
 setup(

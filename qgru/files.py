@@ -46,6 +46,16 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def put_in_place(source: Path, target: Path) -> None:
+    """Move a file over what stands at `target`, or a folder's files, one by one, into a folder there."""
+    if not source.is_dir():
+        os.replace(source, target)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(source.iterdir()):
+        put_in_place(entry, target / entry.name)
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 

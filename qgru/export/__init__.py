@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "CReport": "c99.report",
     "ExportReport": "onnx.report",
     "LayerDifference": "onnx.report",
     "OnnxVerifier": "onnx.verify",
     "VerificationReport": "onnx.report",
     "export_aimet": "aimet",
+    "export_c": "c99.export",
     "export_layers": "layers",
     "export_onnx": "onnx.export",
     "export_step": "onnx.step",

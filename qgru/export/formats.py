@@ -127,3 +127,5 @@ for _name in ("float", "qdq"):
     register(Format(_name, ".onnx", "qgru.export.onnx", True, requires=("onnx", "onnxruntime"), extra="onnx"))
 register(Format("step", ".onnx", "qgru.export.onnx.step", requires=("onnx", "onnxruntime"), extra="onnx"))
 register(Format("aimet", "", "qgru.export.aimet", requires=("onnx", "onnxruntime"), extra="onnx"))
+register(Format("c", "", "qgru.export.c99"))
+register(Format("hls", "", "qgru.export.hls"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from qgru.convert import quantized_layers
 from qgru.export import formats
-from qgru.files import safe_name
+from qgru.files import put_in_place, safe_name
 
 
 def export_layers(model: nn.Module, directory: str | Path, format: str = "qdq", **options: Any) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def export_layers(model: nn.Module, directory: str | Path, format: str = "qdq", 
 
     Args:
         model: any module; it is left as it was.
-        directory: made where missing; a layer's file has the name that `file_names` gives it.
+        directory: made where missing; a layer's file or folder has the name that `file_names` gives it.
         format: one of `qgru.export.formats`.
         options: the format's own; ``dynamo`` for ``"qdq"`` and ``"float"``.
 
@@ -44,7 +43,7 @@ def export_layers(model: nn.Module, directory: str | Path, format: str = "qdq", 
             name: written.export_layer(gru, Path(temporary) / files[name], **options) for name, gru in layers.items()
         }
         for file in files.values():
-            os.replace(Path(temporary) / file, directory / file)
+            put_in_place(Path(temporary) / file, directory / file)
     return {name: replace(report, path=directory / files[name]) for name, report in reports.items()}
 
 

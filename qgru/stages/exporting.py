@@ -99,12 +99,13 @@ def _export_format(
         is_input = isinstance(error, UntraceableInputError)
         remedy = "; for a whole model, give example_inputs: tensors that its forward takes and does not pack"
         warnings.warn(
-            f"qgru: {type(module).__name__} can't be exported to ONNX ({name}) as a whole "
+            f"qgru: {type(module).__name__} can't be exported as a whole in the format {name!r} "
             f"({type(error).__name__}: {error}); exporting each quantized layer by itself{remedy * is_input}",
             stacklevel=3,
         )
         reports = export_layers(module, folder, name).values()
-        path.unlink(missing_ok=True)  # an earlier run's, which the layers' files replace
+        if format.suffix:
+            path.unlink(missing_ok=True)  # an earlier run's, which the layers' files replace
         return {report.path.relative_to(directory).as_posix(): report for report in reports}
 
 

@@ -77,11 +77,11 @@ def step_graph(layers: Sequence[Cell], name: str, dtype: str, kind: type[StepAri
         index = Constant.of(layer, "int64")
         h0 = builder.op("Gather", states, index, dtype=dtype, shape=("B", hidden), axis=0)
         h = math.quantize(builder.cast(h0, wider(dtype)), _owned(own["output.h"], _tensor(name, _STATE, layer)))
-        feed = _append_layer(math, replace(cell, grids=own), math.quantize(feed, own["input.x"]), h).value
-        updated.append(feed)
+        h = _append_layer(math, replace(cell, grids=own), math.quantize(feed, own["input.x"]), h)
+        feed = h.value
+        updated.append(math.unfused(h).value)  # ONNX Runtime moves Unsqueeze before DequantizeLinear, and fails
     zero = Constant.of([0], "int64")
-    rows = [math.apart(h) for h in updated]  # ONNX Runtime moves Unsqueeze in front of DequantizeLinear, and fails
-    rows = [builder.op("Unsqueeze", h, zero, dtype=h.dtype, shape=(1, "B", hidden)) for h in rows]
+    rows = [builder.op("Unsqueeze", h, zero, dtype=h.dtype, shape=(1, "B", hidden)) for h in updated]
     same = wider(*(row.dtype for row in rows))
     stacked = builder.concatenate([builder.cast(row, same) for row in rows], axis=0)
     ends = [_end(builder, value, dtype) for value in (feed, stacked)]
@@ -144,22 +144,11 @@ class StepArithmetic(Arithmetic):
         a product that rounds its other factor.
         """
         weight = super().weight(integers, grid)
-        return replace(weight, exact=self._apart(self._named(weight.exact, grid)))
+        return replace(weight, exact=self.unfused(self._named(weight.exact, grid)))
 
-    def multiply(self, operator: str, a: Exact, b: Exact, least: str = "float32") -> Exact:
+    def multiply(self, operator: str, a: Exact, b: Exact) -> Exact:
         """Return the elementwise product; none that ONNX Runtime fuses with its quantizer, which would move ties."""
-        return super().multiply(operator, self._apart(a), b)
-
-    def matmul(self, operator: str, a: Exact, weight: Weight, least: str = "float32") -> Exact:
-        """Return ``a @ weight``."""
-        return super().matmul(operator, a, weight)
-
-    def apart(self, value: Value) -> Value:
-        """Return the same tensor, which for ONNX Runtime does not come out of DequantizeLinear."""
-        return self.builder.op("Sum", value, dtype=value.dtype, shape=value.shape)
-
-    def _apart(self, a: Exact) -> Exact:
-        return replace(a, value=self.apart(a.value)) if a.value in self.names else a
+        return super().multiply(operator, self.unfused(a) if a.value in self.names else a, b)
 
     def _function(self, function: str, at: Exact, dtype: str) -> Value:
         point = self.builder.cast(at.value, dtype)
@@ -191,9 +180,9 @@ class FloatStep(StepArithmetic):
         array = integers.cpu().numpy().T
         return Weight(self._named(_real(Constant.of(array, wider(str(array.dtype)))), grid), array)
 
-    def apart(self, value: Value) -> Value:
+    def unfused(self, a: Exact) -> Exact:
         """Return the tensor: nothing here is dequantized."""
-        return value
+        return a
 
     def _dtype(self, operator: str, exponent: np.ndarray, limit: np.ndarray) -> str:
         return wider(self.builder.inputs[0].dtype)
