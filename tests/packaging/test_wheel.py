@@ -97,7 +97,8 @@ def test_the_wheel_holds_the_package_its_kernels_and_its_configuration(wheel: Pa
     want = files(ROOT / "qgru", ".py", ".h", ".cpp", ".cu", ".cuh")
     conf = {f"qgru/{name}" for name in files(ROOT / "conf", ".yaml", ".py") if not name.startswith("conf/recipe/")}
     plugin = {f"hydra_plugins/qgru/{path.name}" for path in (ROOT / "qgru" / "hydra").glob("*.py")}
-    want |= conf | plugin | {"qgru/py.typed", "qgru/ops/cpu/_kernels.so"}
+    c99 = {f"qgru/export/c99/c/{path.name}" for path in (ROOT / "qgru" / "export" / "c99" / "c").iterdir()}
+    want |= conf | plugin | c99 | {"qgru/py.typed", "qgru/ops/cpu/_kernels.so"}
     assert {name for name in names if ".dist-info/" not in name} == want
     assert len(conf) > 10 and sum(name.endswith((".cu", ".cuh")) for name in names) > 20
 

@@ -23,14 +23,12 @@ class Chain:
         grus: qualified names and layers, each fed by the one before.
         x: the first one's input, as it was called.
         linear: the name and layer behind them, or None.
-        logits: what that returned.
         left_out: what of the model is not in the chain, for people; empty where nothing is.
     """
 
     grus: list[tuple[str, QuantGRU]]
     x: Tensor
     linear: tuple[str, nn.Linear] | None
-    logits: Tensor | None
     left_out: str
 
 
@@ -71,7 +69,6 @@ def chain_of(model: nn.Module, args: tuple[Any, ...]) -> Chain:
         [(call.name, call.module) for call in of_grus],
         first.args[0],
         (behind.name, behind.module) if behind else None,
-        behind.output if behind else None,
         " and ".join(left_out),
     )
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qgru.export.c99.program import Direction, Numbers, Program, is_copied, link
-
-
-def output_links(program: Program) -> list[tuple[str, str | None]]:
-    """Return for each direction of the last layer its name and that of the link to the output, or None for a copy."""
-    found = []
-    for direction, numbers in zip(program.layers[-1], program.y, strict=True):
-        needed = link(Numbers.of_codes(direction.cell.h), numbers)
-        found.append((direction.name, f"{direction.name}_to_y" if needed else None))
-    return found
+from qgru.export.c99.program import Direction, Program, is_copied
 
 
 def definitions(program: Program) -> Iterator[str]:
@@ -31,13 +22,13 @@ def definitions(program: Program) -> Iterator[str]:
 
 
 def _cell_step(direction: Direction) -> str:
-    cell, name = direction.cell, direction.name
+    cell, symbol = direction.cell, direction.symbol
     return f"""
 /* {direction.title}: one time step. */
-static void {name}_step(const {cell.x.type.name} *x, {cell.h.type.name} *h)
+static void {symbol}_step(const {cell.x.type.name} *x, {cell.h.type.name} *h)
 {{
     {cell.h.type.name} next[{cell.hidden}];
-    qgru_step(&{name}, x, h, next);
+    qgru_step(&{symbol}, x, h, next);
     memcpy(h, next, sizeof next);
 }}
 """
@@ -67,7 +58,7 @@ def _feed(direction: Direction, sources: list[str], indent: str) -> tuple[str, s
     for i, (source, feed) in enumerate(zip(sources, direction.feeds, strict=True)):
         target = f"codes + {i * part}" if i else "codes"
         if feed:
-            lines += f"{indent}qgru_convert(&{direction.name}_feed_{i}, {source}, {target}, {part});\n"
+            lines += f"{indent}qgru_convert(&{direction.symbol}_feed_{i}, {source}, {target}, {part});\n"
         else:
             lines += f"{indent}memcpy({target}, {source}, {part} * sizeof *codes);\n"
     return lines, "codes"
@@ -82,13 +73,11 @@ def _step(program: Program) -> str:
     lines, source = "", "x"
     for direction in program.directions:
         feed, x = _feed(direction, [source], "        ")
-        call = f"{direction.name}_step({x}, state->{direction.name});\n"
+        call = f"{direction.symbol}_step({x}, state->{direction.name});\n"
         codes = _codes(direction, "        ")
         lines += f"    {{\n{codes}{feed}        {call}    }}\n" if codes else f"    {call}"
         source = f"state->{direction.name}"
-    ((name, to_y),) = output_links(program)
-    copy = f"memcpy(y, {source}, sizeof {source})"
-    write = f"qgru_convert(&{to_y}, {source}, y, {program.output_size})" if to_y else copy
+    write = _output(program, program.layers[-1][0], source, "y")
     return f"""
 void {program.name}_step({program.name}_state *state, const {program.name}_x *x, {program.name}_y *y)
 {{
@@ -96,6 +85,13 @@ void {program.name}_step({program.name}_state *state, const {program.name}_x *x,
         {write};
 }}
 """
+
+
+def _output(program: Program, direction: Direction, state: str, y: str) -> str:
+    """Return the call that writes a state to its part of the output."""
+    if program.outputs[direction.symbol]:
+        return f"qgru_convert(&{direction.symbol}_to_y, {state}, {y}, {direction.cell.hidden})"
+    return f"memcpy({y}, {state}, sizeof {state})"
 
 
 def _run(program: Program) -> str:
@@ -117,7 +113,7 @@ void {program.name}_logits(const {program.name}_state *state, int16_t *logits)
 {{
     for (int32_t unit = 0; unit < {len(head.matrix.shift.values) // 3}; ++unit) {{
         int32_t product[3];
-        qgru_multiply(&head, unit, state->{last.name}, product);
+        qgru_multiply(&{program.name}_head, unit, state->{last.name}, product);
         for (int32_t i = 0; i < 3 && 3 * unit + i < {outputs}; ++i)
             logits[3 * unit + i] = (int16_t)product[i];
     }}
@@ -130,25 +126,19 @@ def _run_layers(program: Program) -> str:
     work = f", {program.name}_work *work" if len(program.layers) > 1 else ""
     blocks, sources = "", [f"x + t * {program.layers[0][0].cell.input}"]
     for layer in program.layers:
-        is_last = layer is program.layers[-1]
-        outputs = dict(output_links(program)) if is_last else {}
         offset = 0
         for direction in layer:
             cell, size = direction.cell, direction.cell.hidden
             feed, x = _feed(direction, sources, " " * 12)
             order = "int32_t t = steps; t-- > 0;" if direction.reverse else "int32_t t = 0; t < steps; ++t"
             row = f"y + t * {program.output_size}" + (f" + {offset}" if offset else "")
-            if not is_last:
-                write = f"memcpy(work[t].{direction.name}, h, sizeof h)"
-            elif outputs[direction.name]:
-                write = f"qgru_convert(&{outputs[direction.name]}, h, {row}, {size})"
-            else:
-                write = f"memcpy({row}, h, sizeof h)"
+            between = f"memcpy(work[t].{direction.name}, h, sizeof h)"
+            write = _output(program, direction, "h", row) if layer is program.layers[-1] else between
             reset = _reset_line(direction, "h", " " * 8)
             blocks += f"""    {{ /* {direction.title} */
         {cell.h.type.name} h[{size}];
 {_codes(direction, " " * 8)}{reset}        for ({order}) {{
-{feed}            {direction.name}_step({x}, h);
+{feed}            {direction.symbol}_step({x}, h);
             {write};
         }}
     }}

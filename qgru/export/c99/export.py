@@ -31,8 +31,8 @@ def export_c(model: nn.Module, folder: str | Path, name: str = "model", args: An
 
     Args:
         model: a calibrated `QuantGRU`, or a model whose quantized GRUs feed each other. An `nn.Linear` behind them goes
-            along, quantized to 8-bit weights (one exponent a row), 32-bit biases and 16-bit outputs over the range that
-            `args` lead to; what else there is in the model does not, and the report says so. It is left as it was.
+            along, quantized to 8-bit weights (one exponent a row), 32-bit biases and 16-bit outputs over all that a
+            state can lead to; what else there is in the model does not, and the report says so. It is left as it was.
         folder: made where missing.
         name: of the program: what its functions and files are called after.
         args: example input of `model.forward`, a tensor or a tuple; the first row of it is among the vectors. None will
@@ -42,8 +42,8 @@ def export_c(model: nn.Module, folder: str | Path, name: str = "model", args: An
         The number of differing integers, and what the program costs.
 
     Raises:
-        ValueError: where `name` can't be part of a name in C; naming the layer, where the GRUs are no chain, or a grid has
-            more bits than C's kernels take (16; biases 32).
+        ValueError: where `name` can't be part of a name in C; naming the layer, where the GRUs are no chain, or where a
+            grid has more bits than C's kernels take (16; biases 32).
         RuntimeError: where a layer is not calibrated, or the program does not compile.
         OSError: where the folder can't be written to.
     """
@@ -75,7 +75,7 @@ class _Job:
 
 def _job(model: nn.Module, name: str, args: Any) -> _Job:
     if args is None:
-        chain = Chain([("", model)], torch.empty(0), None, None, "")
+        chain = Chain([("", model)], torch.empty(0), None, "")
     else:
         for gru in quantized_layers(model).values():
             gru.ensure_calibrated()
@@ -83,7 +83,7 @@ def _job(model: nn.Module, name: str, args: Any) -> _Job:
     grus = [gru for _, gru in chain.grus]
     head = None
     if chain.linear:
-        head = Head.of(*chain.linear, grus[-1].grids(grus[-1].num_layers - 1)["output.h"], chain.logits)
+        head = Head.of(*chain.linear, grus[-1].grids(grus[-1].num_layers - 1)["output.h"])
     written = program(chain.grus, name, head)
     x = torch.cat([_first_row(grus[0], chain.x), vectors.example(grus[0].input_grid, grus[0].input_size)])
     y = vectors.expected(grus, x)

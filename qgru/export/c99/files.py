@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qgru.export.c99.code import definitions, output_links
+from qgru.export.c99.code import definitions
 from qgru.export.c99.header import header
-from qgru.export.c99.program import Link, Numbers, Program, link
+from qgru.export.c99.program import Program
 from qgru.export.c99.source import Constants, define_cell, define_link, matrix_fields
 from qgru.export.c99.vectors import test_body, vectors
 
@@ -31,13 +31,13 @@ def write(folder: Path, program: Program, x: Tensor, y: Tensor) -> int:
     Returns:
         Bytes of all constants.
     """
-    constants, structures = Constants(), ""
+    name, constants, structures = program.name, Constants(), ""
     for direction in program.directions:
         structures += define_cell(direction, constants)
     if program.head:
-        structures += f"static const qgru_matrix head = {matrix_fields('head_W', program.head.matrix, constants)};\n"
-    structures += "".join(define_link(name, used) for name, used in _links(program).items())
-    name = program.name
+        head = matrix_fields(f"{name}_head_W", program.head.matrix, constants)
+        structures += f"static const qgru_matrix {name}_head = {head};\n"
+    structures += "".join(define_link(name, used) for name, used in program.links.items())
     model = f'#include "{name}.h"\n\n#include "qgru.h"\n\n{constants.text}\n{structures}{"".join(definitions(program))}'
     files = {kernel: (SOURCES / kernel).read_text(encoding="utf-8") for kernel in KERNELS}
     for template in _TEMPLATES:
@@ -48,12 +48,3 @@ def write(folder: Path, program: Program, x: Tensor, y: Tensor) -> int:
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     return constants.size
-
-
-def _links(program: Program) -> dict[str, Link]:
-    """Return the links that C code names, by name."""
-    found = {f"{d.name}_feed_{i}": used for d in program.directions for i, used in enumerate(d.feeds) if used}
-    for (_, name), direction, numbers in zip(output_links(program), program.layers[-1], program.y, strict=True):
-        if name:
-            found[name] = link(Numbers.of_codes(direction.cell.h), numbers)
-    return found

@@ -13,8 +13,8 @@ def header(program: Program, data_bytes: int) -> str:
  *
 {_table(program)} *
  * An integer q on a grid stands for (q - zero point) * 2^-exponent. Inputs are taken to be on their grid.
- * Constants {data_bytes:,} bytes; state {program.state_bytes:,} bytes; on the stack {program.stack_bytes:,} bytes of arrays;
- * {program.multiply_accumulates:,} multiply-accumulates a time step.
+ * Bytes: constants {data_bytes:,}; state {program.state_bytes:,}; arrays on the stack {program.stack_bytes:,}.
+ * Multiply-accumulates a time step: {program.multiply_accumulates:,}.
  */
 #ifndef {guard}_H
 #define {guard}_H

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from qgru.calibration.methods import finest_exponents, grid_from_range
+from qgru.export.c99.arithmetic import INT32
 from qgru.export.c99.matrix import ROWS, Codes, Matrix, matrix
-from qgru.grid import MAX_EXPONENT, MIN_EXPONENT, Grid
+from qgru.grid import Grid
 from qgru.schema import OperatorConfig
 
 WEIGHTS = OperatorConfig(8)
 """The weights: 8 bits, one exponent a row, as those of a GRU."""
 
 LOGITS = OperatorConfig(16)
-"""The outputs: 16 bits, for 8 would make ties of close ones."""
+"""The outputs: 16 bits, so that a grid over all that a state can lead to is still fine."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,30 @@ class Head:
     grid: Grid
 
     @classmethod
-    def of(cls, name: str, linear: nn.Linear, state: Grid, logits: Tensor) -> Head:
-        """Quantize a layer.
+    def of(cls, name: str, linear: nn.Linear, state: Grid) -> Head:
+        """Quantize a layer; no output leaves its grid, whatever the state.
 
         Args:
             name: of the module.
             linear: the layer.
             state: the grid of what it is given.
-            logits: what it returned; its grid holds all of these.
 
         Raises:
-            ValueError: where a weight or an output is not finite.
+            ValueError: where a weight or a bias is not finite.
         """
         weight = linear.weight.detach().double().cpu()
-        if not (torch.isfinite(weight).all() and torch.isfinite(logits).all()):
-            raise ValueError(f"{name}: a weight or an output is not finite")
+        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu()
+        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+            raise ValueError(f"{name}: a weight or a bias is not finite")
         largest = weight.abs().amax(1)
         exponents = finest_exponents(-largest, largest, WEIGHTS)
         rows = Grid(WEIGHTS.bitwidth, True, False, tuple(exponents.tolist()))
-        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu()
-        sums = (exponents + state.exp2_inv).clamp(MIN_EXPONENT, MAX_EXPONENT)
-        biases = Grid(32, True, False, tuple(sums.tolist())).quantize(bias)
-        grid = grid_from_range(float(logits.min()), float(logits.max()), LOGITS)
-        return cls(name, rows.quantize(weight), rows.exponents, tuple(biases.tolist()), state, grid)
+        steps = torch.exp2((exponents + state.exp2_inv).double())
+        biases = (bias.double() * steps).round().clamp(-INT32, INT32 - 1).long()
+        weights = rows.quantize(weight)
+        largest_state = max(map(abs, state.real_range))
+        bound = float((rows.dequantize(weights).abs().sum(1) * largest_state + bias.double().abs()).max())
+        return cls(name, weights, rows.exponents, tuple(biases.tolist()), state, grid_from_range(-bound, bound, LOGITS))
 
     @property
     def matrix(self) -> Matrix:

@@ -66,7 +66,8 @@ class Direction:
     """One direction of a layer.
 
     Attributes:
-        name: in C: ``"l0"``, ``"l1_reverse"``.
+        name: in C, where something is its own: ``"l0"``, ``"l1_reverse"``.
+        symbol: in C, where it is the file's: ``"model_l0"``.
         title: the module's layer and direction, for people.
         cell: what it computes.
         feeds: for each part of its input, how it becomes the input's codes.
@@ -74,6 +75,7 @@ class Direction:
     """
 
     name: str
+    symbol: str
     title: str
     cell: Cell
     feeds: tuple[Link | None, ...]
@@ -113,6 +115,19 @@ class Program:
         """All weights."""
         of_cells = [m for direction in self.directions for m in (direction.cell.Wx, direction.cell.Rh)]
         return [*of_cells, self.head.matrix] if self.head else of_cells
+
+    @property
+    def outputs(self) -> dict[str, Link | None]:
+        """How each direction of the last layer, by symbol, becomes its part of the output."""
+        last = zip(self.layers[-1], self.y, strict=True)
+        return {direction.symbol: link(Numbers.of_codes(direction.cell.h), y) for direction, y in last}
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """All links that are needed, by their names in C."""
+        feeds = {f"{d.symbol}_feed_{i}": feed for d in self.directions for i, feed in enumerate(d.feeds)}
+        outputs = {f"{symbol}_to_y": output for symbol, output in self.outputs.items()}
+        return {name: needed for name, needed in {**feeds, **outputs}.items() if needed}
 
     @property
     def output_size(self) -> int:
@@ -156,7 +171,7 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
         head: the linear layer behind them.
 
     Raises:
-        ValueError: naming the layer and operator that C's kernels can't take.
+        ValueError: naming the layer and operator that C's kernels can't take, or the layer that stays in float.
         RuntimeError: where a layer is not calibrated.
     """
     layers: list[tuple[Direction, ...]] = []
@@ -164,6 +179,8 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
     x = Numbers.of_grid(first)[0]
     below = [x]
     for gru_name, gru in grus:
+        if gru.bitwidth_config.disable_quantization:
+            raise ValueError(f"{gru_name or 'the layer'} has disable_quantization = True; C computes integers alone")
         for layer in range(gru.num_layers):
             directions = []
             for which in (d for d in directions_of(gru) if d.layer == layer):
@@ -174,7 +191,7 @@ def program(grus: Sequence[tuple[str, QuantGRU]], name: str, head: Head | None =
                     raise ValueError(f"{title}: {error}") from error
                 feeds = tuple(link(source, Numbers.of_codes(found.x)) for source in below)
                 own = f"l{len(layers)}{'_reverse' * which.reverse}"
-                directions.append(Direction(own, title, found, feeds, which.reverse))
+                directions.append(Direction(own, f"{name}_{own}", title, found, feeds, which.reverse))
             layers.append(tuple(directions))
             below = [Numbers.of_codes(direction.cell.h) for direction in directions]
     y = Numbers.of_grid(*(direction.cell.h.grid for direction in layers[-1]))

@@ -61,7 +61,7 @@ def _literal(value: int, kind: CType) -> str:
 
 def define_cell(direction: Direction, to: Constants) -> str:
     """Return a `qgru_cell`, its arrays written `to` constants."""
-    cell, name = direction.cell, direction.name
+    cell, name = direction.cell, direction.symbol
     fields = {
         "hidden": cell.hidden,
         "state": cell.h.type.tag,

@@ -13,10 +13,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __ARM_FEATURE_SAT
-#include <arm_acle.h>
-#endif
-
 #include "qgru_dot.h"
 
 /* What rounding takes for granted: -1 >> 1 is -1. C99 leaves it to the compiler; another one stops here. */
@@ -103,11 +99,11 @@ QGRU_INLINE int64_t qgru_round_wide(int64_t value, int32_t shift)
 /* Arm has an instruction for the usual ranges, which compilers don't find by themselves. */
 QGRU_INLINE int32_t qgru_clamp(int32_t value, int32_t lo, int32_t hi)
 {
-#ifdef __ARM_FEATURE_SAT
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__)
     if (lo == INT8_MIN && hi == INT8_MAX)
-        return __ssat(value, 8);
+        return (int32_t)__builtin_arm_ssat(value, 8);
     if (lo == INT16_MIN && hi == INT16_MAX)
-        return __ssat(value, 16);
+        return (int32_t)__builtin_arm_ssat(value, 16);
 #endif
     value = value < hi ? value : hi;
     return value > lo ? value : lo;

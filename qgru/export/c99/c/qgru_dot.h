@@ -15,15 +15,18 @@
 #include <stdint.h>
 #include <string.h>
 
+/* `static inline` alone gives one copy of the kernels for all layers: smaller, and slower. */
+#ifndef QGRU_INLINE
 #if defined(__GNUC__)
 #define QGRU_INLINE static inline __attribute__((always_inline))
 #else
 #define QGRU_INLINE static inline
 #endif
+#endif
 
 /* The signed halves of a byte. */
-#define QGRU_LOW_HALF(byte) ((int32_t)((byte) & 15) - (int32_t)(((byte) & 8) << 1))
-#define QGRU_HIGH_HALF(byte) QGRU_LOW_HALF((byte) >> 4)
+#define QGRU_LOW_HALF(byte) ((int32_t)(((byte) & 15) ^ 8) - 8)
+#define QGRU_HIGH_HALF(byte) ((int32_t)(int8_t)(byte) >> 4)
 
 #ifdef QGRU_DOT
 #include QGRU_DOT
@@ -89,17 +92,23 @@ QGRU_PLAIN_DOT(qgru_dot_16x16_wide, int16_t, int16_t, int64_t)
 
 /* Four-bit weights: the halves of a byte are unpacked as they are read. */
 #define QGRU_PLAIN_PACKED_DOT(name, vector_t)                                                               \
-    QGRU_INLINE void name(const uint8_t *weights, const vector_t *vector, int32_t columns, int32_t sum[3]) \
+    QGRU_INLINE void name(const uint8_t *weights, const vector_t *vector, int32_t columns, int32_t sum[3])  \
     {                                                                                                       \
         const int32_t low = (columns + 1) / 2, high = columns - low;                                        \
-        for (int32_t row = 0; row < 3; ++row, weights += low) {                                             \
-            int32_t total = sum[row];                                                                       \
-            for (int32_t i = 0; i < high; ++i)                                                              \
-                total += QGRU_LOW_HALF(weights[i]) * vector[i] + QGRU_HIGH_HALF(weights[i]) * vector[low + i]; \
-            if (low > high)                                                                                 \
-                total += QGRU_LOW_HALF(weights[high]) * vector[high];                                       \
-            sum[row] = total;                                                                               \
+        const uint8_t *r = weights, *z = r + low, *g = z + low;                                             \
+        int32_t sum_r = sum[0], sum_z = sum[1], sum_g = sum[2];                                             \
+        for (int32_t i = 0; i < high; ++i) {                                                                \
+            const int32_t v = vector[i], w = vector[low + i];                                               \
+            sum_r += QGRU_LOW_HALF(r[i]) * v + QGRU_HIGH_HALF(r[i]) * w;                                    \
+            sum_z += QGRU_LOW_HALF(z[i]) * v + QGRU_HIGH_HALF(z[i]) * w;                                    \
+            sum_g += QGRU_LOW_HALF(g[i]) * v + QGRU_HIGH_HALF(g[i]) * w;                                    \
         }                                                                                                   \
+        if (high < low) {                                                                                   \
+            sum_r += QGRU_LOW_HALF(r[high]) * vector[high];                                                 \
+            sum_z += QGRU_LOW_HALF(z[high]) * vector[high];                                                 \
+            sum_g += QGRU_LOW_HALF(g[high]) * vector[high];                                                 \
+        }                                                                                                   \
+        sum[0] = sum_r, sum[1] = sum_z, sum[2] = sum_g;                                                     \
     }
 
 #ifndef QGRU_DOT_4X8
