@@ -43,15 +43,13 @@ def of_sequence(gru: QuantGRU, x: Tensor, state: Tensor) -> list[np.ndarray]:
 
 
 def assert_streams(gru: QuantGRU, path: Path) -> None:
+    sessions = [session(path, level) for level in LEVELS]
     for batch in (3, 1):
         x = noise(gru, 9, batch).transpose(0, 1) if gru.batch_first else noise(gru, 9, batch)
-        for state in (
-            x.new_zeros(gru.num_layers, batch, gru.hidden_size),
-            torch.randn(gru.num_layers, batch, gru.hidden_size).to(x),
-        ):
-            want = of_sequence(gru, x, state)
-            for level in LEVELS:
-                assert all(map(np.array_equal, stream(session(path, level), x, state), want))
+        state = torch.randn(gru.num_layers, batch, gru.hidden_size).to(x) * (batch == 3)
+        want = of_sequence(gru, x, state)
+        for run in sessions:
+            assert all(map(np.array_equal, stream(run, x, state), want))
 
 
 @pytest.mark.parametrize("config", ["int8", "int8_mixed", "w4a8", "w8a16", "int16"])
@@ -62,7 +60,7 @@ def test_presets(config: str, tmp_path: Path) -> None:
     assert_streams(gru, report.path)
 
 
-@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_configurations(seed: int, tmp_path: Path) -> None:
     """Zero points, widths of 2 to 16 bits, opsets before and after 16-bit QuantizeLinear."""
     options = {"num_layers": 1 + seed % 2, "bias": seed % 5 != 0, "batch_first": seed % 4 == 0}
