@@ -67,8 +67,8 @@ def export_aimet(gru: QuantGRU, path: str | Path, version: str = "1.0.0", *, nam
 
 
 def export_layer(gru: QuantGRU, path: str | Path, format: str, **options: Any) -> ExportReport:
-    """Write one layer; see `export_aimet`."""
-    return export_aimet(gru, path, **options)
+    """Write one layer, under its folder's name; see `export_aimet`."""
+    return export_aimet(gru, path, **{"name": Path(path).name, **options})
 
 
 def export_model(model: nn.Module, args: Any, path: str | Path, format: str, **options: Any) -> ExportReport:

@@ -73,8 +73,8 @@ def export_step(
 
 
 def export_layer(gru: QuantGRU, path: str | Path, format: str, **options: Any) -> ExportReport:
-    """Write one layer; see `export_step`."""
-    return export_step(gru, path, **options)
+    """Write one layer, under its file's name; see `export_step`."""
+    return export_step(gru, path, **{"name": Path(path).name.removesuffix(".onnx"), **options})
 
 
 def export_model(model: nn.Module, args: Any, path: str | Path, format: str, **options: Any) -> ExportReport:

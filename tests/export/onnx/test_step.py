@@ -156,6 +156,7 @@ def test_it_is_a_format_like_others(tmp_path: Path) -> None:
     model = nn.ModuleDict({"one": gru, "two": of_preset(6, 5, "w4a8")})
     reports = export_layers(model, tmp_path / "layers", "step")
     assert {name: report.differing_integers for name, report in reports.items()} == {"one": 0, "two": 0}
+    assert [entry.name for entry in onnx.load(reports["two"].path).graph.input] == ["x", "two.h_in"]
     with pytest.raises(ValueError, match="ModuleDict is no QuantGRU, and a step is written of one layer"):
         formats.find("step").export_model(model, (), tmp_path / "model.onnx")
 
