@@ -137,6 +137,16 @@ def test_weights_are_prepared_once() -> None:
         assert len(prepared) == 3
 
 
+@needs_kernels
+def test_missing_biases_stay_zeros() -> None:
+    gru = calibrated(7, 5, "int8", bias=False)
+    with torch.no_grad():
+        gru.step(X[0])
+        prepared, scribbled = gru._steps.prepared, [torch.full((21,), 3.0) for _ in range(200)]
+        assert_streams(gru)
+    assert gru._steps.prepared is prepared and scribbled
+
+
 def in_place(gru: QuantGRU) -> None:
     with torch.no_grad():
         gru.weight_hh_l0.mul_(0.5)

@@ -40,7 +40,7 @@ class CpuStepper(Stepper):
         state: Sequence[Tensor],
         exact: Sequence[bool],
     ) -> None:
-        self._library, self._kept = library, []
+        self._library, self._kept = library, [*parameters]  # zeros for missing biases are nobody else's
         self._input, self._hidden = parameters[0][0].shape[1], parameters[0][1].shape[1]
         layers = (kernels.Forward * len(cells))()
         for i, (own, cell, is_exact) in enumerate(zip(parameters, cells, exact, strict=True)):
