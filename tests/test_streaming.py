@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -138,13 +139,19 @@ def test_weights_are_prepared_once() -> None:
 
 
 @needs_kernels
-def test_missing_biases_stay_zeros() -> None:
-    gru = calibrated(7, 5, "int8", bias=False)
-    with torch.no_grad():
+def test_zeros_for_missing_biases_live_as_long_as_what_looks_at_them() -> None:
+    gru, zeros = calibrated(7, 5, "int8", bias=False), []
+    cells = gru._cells
+
+    def watched() -> list:
+        found = cells()
+        zeros.append(weakref.ref(found[0][2]))
+        return found
+
+    with torch.no_grad(), mock.patch.object(gru, "_cells", watched):
         gru.step(X[0])
-        prepared, scribbled = gru._steps.prepared, [torch.full((21,), 3.0) for _ in range(200)]
-        assert_streams(gru)
-    assert gru._steps.prepared is prepared and scribbled
+        assert is_prepared(gru) and zeros[0]() is not None
+    assert_streams(gru)
 
 
 def in_place(gru: QuantGRU) -> None:
