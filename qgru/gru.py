@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qgru import adjust, integers, quant_params
+from qgru import adjust, integers, quant_params, streaming
 from qgru.configs import load_config
 from qgru.direction import Direction, directions_of, index_of
 from qgru.export import formats
@@ -94,6 +94,26 @@ class QuantGRU(QuantizedLayer, nn.GRU):
             result = quantized_gru(x, h0, self._cells(), known.prepared, self.bidirectional, layout.active, dropout)
         output, h_n = (tensor.to(self.weight_ih_l0.dtype) for tensor in result)
         return layout.output(output), layout.hidden(h_n)
+
+    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run one time step of a stream, as `forward` on a sequence of one.
+
+        Steps that follow each other give what `forward` gives on the whole sequence, to the last bit as long as the
+        layer's type holds the integers of ``output.h`` (24 bits in float32); `forward_integers` has no such limit.
+        `qgru.streaming` says how weights are prepared for that, once.
+
+        Args:
+            x_t: (batch, input) or (input,), whatever ``batch_first`` is.
+            state: (layers, batch, hidden) or (layers, hidden); None for zeros.
+
+        Returns:
+            The output (batch, hidden) or (hidden,), and the next state.
+
+        Raises:
+            ValueError: where the layer is bidirectional or `x_t` is not one time step; otherwise as `forward`.
+            RuntimeError: as `forward`.
+        """
+        return streaming.step(self, x_t, state)
 
     def forward_integers(
         self, x_q: Tensor | PackedSequence, hx_q: Tensor | None = None

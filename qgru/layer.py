@@ -19,6 +19,7 @@ from qgru.layout import standardize
 from qgru.ops.call import Parameters
 from qgru.ops.domain import outside_domain
 from qgru.state import BUFFERS, QuantState
+from qgru.streaming import Steps
 
 
 class QuantizedLayer(nn.RNNBase):
@@ -34,10 +35,11 @@ class QuantizedLayer(nn.RNNBase):
     _export_format: str = "qdq"
     _calibration: Calibration
     _state_buffers: StateBuffers
+    _steps: Steps
 
     def _attach(self) -> None:
         """Make a blank quantization state part of the module."""
-        self._calibration, self._state_buffers = Calibration(), register_buffers(self)
+        self._calibration, self._state_buffers, self._steps = Calibration(), register_buffers(self), Steps()
 
     def _detach(self) -> None:
         """Leave nothing of the quantization in the module."""
@@ -254,3 +256,4 @@ class QuantizedLayer(nn.RNNBase):
         """Share nothing but tensors with the layer that this one is a shallow copy of."""
         self._calibration = copy.copy(self._calibration)
         self._state_buffers = copy.copy(self._state_buffers)
+        self._steps = Steps()

@@ -12,9 +12,11 @@ _HOMES = {
     "LayerDifference": "onnx.report",
     "OnnxVerifier": "onnx.verify",
     "VerificationReport": "onnx.report",
+    "export_aimet": "aimet",
     "export_c": "c99.export",
     "export_layers": "layers",
     "export_onnx": "onnx.export",
+    "export_step": "onnx.step",
     "verify_onnx": "onnx.verify",
 }
 __all__ = list(_HOMES)

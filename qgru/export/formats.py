@@ -125,4 +125,7 @@ def _find(name: str, what: str, known: dict[str, Format]) -> Format:
 
 for _name in ("float", "qdq"):
     register(Format(_name, ".onnx", "qgru.export.onnx", True, requires=("onnx", "onnxruntime"), extra="onnx"))
+register(Format("step", ".onnx", "qgru.export.onnx.step", requires=("onnx", "onnxruntime"), extra="onnx"))
+register(Format("aimet", "", "qgru.export.aimet", requires=("onnx", "onnxruntime"), extra="onnx"))
 register(Format("c", "", "qgru.export.c99"))
+register(Format("hls", "", "qgru.export.hls"))

@@ -15,8 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qgru.ops.call import LayerCall, LayerShape
+from qgru.ops.call import CellGrids, LayerCall, LayerShape, Parameters
 from qgru.ops.plan import Plan
+
+
+class Stepper(ABC):
+    """A stack of one-directional layers, its weights prepared, for one time step a call and no gradient.
+
+    Attributes:
+        sees_all: every call looks at all weights; otherwise it is for the caller to look at tensors' versions.
+    """
+
+    sees_all: bool
+
+    @abstractmethod
+    def __call__(self, x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Run one time step as `Backend.forward` would.
+
+        Args:
+            x: (batch, input), contiguous float32.
+            h0: (layers, batch, hidden), likewise; None for zeros.
+
+        Returns:
+            The last layer's states (batch, hidden) and the last states (layers, batch, hidden), float32; None where
+            the weights or the grids no longer hold what they did.
+        """
 
 
 class Backend(ABC):
@@ -57,6 +80,18 @@ class Backend(ABC):
             parameter makes everything NaN.
         """
 
+    def stepper(
+        self, parameters: Sequence[Parameters], cells: Sequence[CellGrids], state: Sequence[Tensor]
+    ) -> Stepper | None:
+        """Prepare a stack's weights for time steps one at a time; None where `forward` does as well.
+
+        Args:
+            parameters: of every layer, whose addresses the caller sees to.
+            cells: likewise, the grids.
+            state: the tensors that the grids were read from; likewise.
+        """
+        return None
+
     @abstractmethod
     def backward(
         self, call: LayerCall, workspace: Tensor, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
@@ -85,12 +120,13 @@ _only: Sequence[Backend] = ()
 _served: dict[tuple, Backend] = {}
 _KEPT = 1024
 _said: set[str] = set()
+_choice = 0
 
 
 def register(backend: Backend) -> None:
     """Make a backend known; it comes before those that were registered earlier."""
     _registered.insert(0, backend)
-    _served.clear()
+    _choose_anew()
 
 
 def registered() -> tuple[Backend, ...]:
@@ -121,12 +157,23 @@ def forced(*wanted: str | Backend) -> Iterator[None]:
     """
     global _only
     before, _only = _only, [named(backend) if isinstance(backend, str) else backend for backend in wanted]
-    _served.clear()
+    _choose_anew()
     try:
         yield
     finally:
         _only = before
-        _served.clear()
+        _choose_anew()
+
+
+def choice() -> int:
+    """Return a number that stays as long as what `serving` answers does."""
+    return _choice
+
+
+def _choose_anew() -> None:
+    global _choice
+    _served.clear()
+    _choice += 1
 
 
 def serving(shape: LayerShape, plans: Sequence[Plan], directions: int) -> Backend:

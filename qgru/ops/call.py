@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ class LayerCall(NamedTuple):
         diverged: bool tensor, True where a parameter anywhere in the module is NaN; None to look at this layer's.
         plans: of every direction.
         gradient: what `backward` will be asked for.
-        grids: of every direction, canonical operator name to grid; None in a traced graph, where plans and exponents
-            say the same.
+        cells: of every direction, its grids; None in a traced graph, where plans and exponents say the same.
     """
 
     x: Tensor
@@ -50,7 +49,7 @@ class LayerCall(NamedTuple):
     diverged: Tensor | None
     plans: Sequence[Plan]
     gradient: int = Gradient.NONE
-    grids: Sequence[Mapping[str, Grid]] | None = None
+    cells: Sequence[CellGrids] | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -95,11 +94,16 @@ class CellGrids:
     Attributes:
         grids: canonical operator name to grid, ``op.Rh_add_br`` included; never changed.
         plan: the bounds that follow from them.
+        kept: what a backend keeps of weights on these grids, by its name; a copy has none of it.
     """
 
     def __init__(self, grids: Mapping[str, Grid]) -> None:
         self.grids, self.plan = grids, plan_of(grids)
+        self.kept: dict[str, Any] = {}
         self._exponents: dict[torch.device, Tensor] = {}
+
+    def __reduce__(self) -> tuple:
+        return CellGrids, (self.grids,)
 
     def exponents(self, like: Tensor) -> Tensor:
         """Return the weights' exponents, (4, 3 * hidden) int32 on the device of `like`.

@@ -75,7 +75,8 @@ class Reference(Backend):
 
 
 def _cells(call: LayerCall) -> Iterator[Cell]:
-    of_directions = call.grids or list(map(_grids, call.plans, call.exponents))
+    known = call.cells and [cell.grids for cell in call.cells]
+    of_directions = known or list(map(_grids, call.plans, call.exponents))
     for d, grids in enumerate(of_directions):
         yield Cell.from_parameters(tuple(map(_without_nan, call.of_direction(d))), grids)
 

@@ -60,7 +60,7 @@ def quantized_gru(
             active,
             diverged,
             [cell.plan for cell in of_layer],
-            grids=[cell.grids for cell in of_layer],
+            cells=of_layer,
         )
         feed, last = gru_layer(backend, call)
         finals.append(last)

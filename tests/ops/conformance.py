@@ -260,6 +260,36 @@ def integers_in_and_out(subject: Subject, _: Path) -> None:
 
 
 @check
+def a_stream_in_steps_and_in_chunks(subject: Subject, folder: Path) -> None:
+    taken = 0
+    for seed, widths in enumerate([range(1, 9)] * 4 + [range(1, 17)] * 4):
+        settings = {"batch_first": False, "bidirectional": False, "hidden_size": (5, 37)[seed % 2]}
+        gru, _ = random_gru(seed, folder / "q.json", widths, torch.float32, **settings)
+        batch, x = 1 + seed % 3, torch.randn(7, 1 + seed % 3, gru.input_size)
+        state = None if seed % 2 else torch.randn(gru.num_layers, batch, gru.hidden_size)
+        if seed % 4 == 3:
+            x[3, -1, 0], x[2, 0, 0] = torch.nan, torch.inf
+        if not subject.takes(gru, x):
+            continue
+        taken += 1
+        with torch.no_grad(), backends.forced("reference"):
+            want, want_h = gru(x, state)
+        gru, x, state = subject.moved(gru), x.to(subject.device), state if state is None else state.to(subject.device)
+        with torch.no_grad(), backends.forced(subject.backend):
+            start, steps = state, []
+            for x_t in x:
+                y_t, state = gru.step(x_t, state)
+                steps.append(y_t)
+            first, middle = gru(x[:2], start)
+            rest, last = gru(x[2:], middle)
+        assert_same(torch.stack(steps).cpu(), want)
+        assert_same(torch.cat((first, rest)).cpu(), want)
+        for end in (state, last):
+            assert_same(end.cpu(), want_h)
+    assert taken >= 4
+
+
+@check
 def the_op_has_a_schema_a_fake_and_a_gradient(subject: Subject, _: Path) -> None:
     for config in ("int8", "w8a16"):
         gru = subject.moved(calibrated(9, 5, config))

@@ -6,12 +6,12 @@ provably exact, in float64 where only that is, and is refused where neither is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from qgru.export.onnx.program import Builder, Constant, Value
+from qgru.export.onnx.program import Builder, Constant, Dimension, Value
 from qgru.grid import Grid
 from qgru.ops.plan import TABLE_BITS
 from qgru.ops.reference import activation_table
@@ -95,10 +95,10 @@ class Arithmetic:
         # point before it rounds, which moves ties.
         return Exact(self.builder.op("Sum", *values, dtype=dtype, shape=shape), exponent, limit)
 
-    def multiply(self, operator: str, a: Exact, b: Exact, least: str = "float32") -> Exact:
-        """Return the elementwise product of two tensors of one shape, computed in the type `least` or a wider one."""
+    def multiply(self, operator: str, a: Exact, b: Exact) -> Exact:
+        """Return the elementwise product of two tensors of one shape."""
         exponent, limit = a.exponent + b.exponent, a.limit * b.limit
-        dtype = wider(least, self._dtype(operator, exponent, limit))
+        dtype = self._dtype(operator, exponent, limit)
         inputs = (self.builder.cast(a.value, dtype), self.builder.cast(b.value, dtype))
         return Exact(self.builder.op("Mul", *inputs, dtype=dtype, shape=a.value.shape), exponent, limit)
 
@@ -109,14 +109,18 @@ class Arithmetic:
         inputs = (Constant.of(1.0, dtype), self.builder.cast(a.value, dtype))
         return Exact(self.builder.op("Sub", *inputs, dtype=dtype, shape=a.value.shape), exponent, limit)
 
-    def matmul(self, operator: str, a: Exact, weight: Weight, least: str = "float32") -> Exact:
-        """Return ``a @ weight`` for a (..., inputs), computed in the type `least` or a wider one."""
+    def matmul(self, operator: str, a: Exact, weight: Weight) -> Exact:
+        """Return ``a @ weight`` for a (..., inputs)."""
         exponent = np.max(a.exponent) + weight.exact.exponent
         limit = np.max(a.limit) * np.abs(weight.reals).sum(axis=0)
-        dtype = wider(least, self._dtype(operator, exponent, limit))
+        dtype = self._dtype(operator, exponent, limit)
         left, right = self.builder.cast(a.value, dtype), self.builder.cast(weight.exact.value, dtype)
         shape = (*left.shape[:-1], right.shape[-1])
         return Exact(self.builder.op("MatMul", left, right, dtype=dtype, shape=shape), exponent, limit)
+
+    def unfused(self, a: Exact) -> Exact:
+        """Return the same tensor as a sum of one term, which ONNX Runtime does not fuse as what is just dequantized."""
+        return replace(a, value=self.builder.op("Sum", a.value, dtype=a.value.dtype, shape=a.value.shape))
 
     def split(self, a: Exact, sizes: tuple[int, ...]) -> list[Exact]:
         """Cut the last dimension into parts."""
@@ -163,10 +167,18 @@ class Arithmetic:
             real = self.builder.op(_OPERATORS[function], point, dtype="float64", shape=point.shape)
             return self.quantize(real, grid)
         stored, container = self._quantize(pre, pre_grid)
-        index = self.builder.cast(stored, "int64")
         table, held = self._table(function, pre_grid, container, grid)
-        looked_up = self.builder.op("Gather", table, index, dtype=table.dtype, shape=index.shape, axis=0)
-        return self._dequantize(looked_up, held, grid)
+        return self._dequantize(self._look_up(table, stored), held, grid)
+
+    def _look_up(self, table: Constant, index: Value) -> Value:
+        """Append ``table[index]`` in one dimension: ten times as fast as Gather of single elements in ONNX Runtime."""
+        flat = (index.shape,)
+        indices = self._reshape(self.builder.cast(index, "int32"), [-1], flat)
+        found = self.builder.op("GatherElements", table, indices, dtype=table.dtype, shape=flat, axis=0)
+        return self._reshape(found, [-1, index.shape[-1]], index.shape)
+
+    def _reshape(self, value: Value, sizes: list[int], shape: tuple[Dimension, ...]) -> Value:
+        return self.builder.op("Reshape", value, Constant.of(sizes, "int64"), dtype=value.dtype, shape=shape)
 
     def _quantize(self, a: Exact | Value, grid: Grid) -> tuple[Value, Container]:
         value, container = (a.value if isinstance(a, Exact) else a), self.target.container(grid)
@@ -209,7 +221,7 @@ class Arithmetic:
         held = self.target.container(out) or Container(_grid_dtype(out), offset=out.zero_point)
         outputs = activation_table(function, pre, out).numpy() - held.offset
         table = np.empty_like(outputs)
-        # Gather counts negative indices from the end.
+        # GatherElements counts negative indices from the end.
         table[(np.arange(pre.qmin, pre.qmax + 1) - index.offset) % len(table)] = outputs
         return Constant.of(table, held.dtype), held
 

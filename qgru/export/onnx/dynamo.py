@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qgru.export.onnx.program import ONNX_TYPES, Node, Program, TimeLoop, Value
+from qgru.export.onnx.program import ONNX_TYPES, Dimension, Node, Program, TimeLoop, Value
 from qgru.torch_private import EncodedAttrs, scan_op, symbolic, symbolic_multi_out
 
 
@@ -57,12 +58,18 @@ def _append(node: Node, inputs: list[Tensor], sizes: dict[str, Any]) -> list[Ten
         {name: ONNX_TYPES[value] if name == "to" else value for name, value in node.attributes.items()}
     )
     encoded = {f"attr_{part}": getattr(attributes, f"attr_{part}") for part in _PARTS}
-    shapes = [[size if isinstance(size, int) else sizes[size] for size in value.shape] for value in node.outputs]
+    shapes = [[_size(dimension, sizes) for dimension in value.shape] for value in node.outputs]
     types = [ONNX_TYPES[value.dtype] for value in node.outputs]
     rest = {**encoded, "metadata_props_keys": [], "metadata_props_values": []}
     if len(node.outputs) == 1:
         return [symbolic(inputs, node.op, types[0], shape=shapes[0], **rest)]
     return list(symbolic_multi_out(inputs, node.op, types, shapes=shapes, **rest))
+
+
+def _size(dimension: Dimension, sizes: dict[str, Any]) -> Any:
+    if isinstance(dimension, tuple):
+        return prod(_size(factor, sizes) for factor in dimension)
+    return dimension if isinstance(dimension, int) else sizes[dimension]
 
 
 _PARTS = ("keys", "types", "pos", "ints", "floats", "strs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,8 @@ ONNX_TYPES = {
 }
 """ONNX's numbers of element types, by numpy's names."""
 
-Dimension = int | str
+Dimension: TypeAlias = "int | str | tuple[Dimension, ...]"
+"""A size, ``"T"`` (time), ``"B"`` (batch), or the product of several."""
 _INT64_MIN = -(2**63)
 
 
@@ -31,7 +32,7 @@ class Value:
 
     Attributes:
         dtype: numpy's name of the element type, ``"float32"``.
-        shape: a size, or ``"T"`` (time) and ``"B"`` (batch), for each dimension.
+        shape: its dimensions.
     """
 
     dtype: str
@@ -107,6 +108,7 @@ class Builder:
         self.outer = outer
         self.nodes: list[Node] = []
         self._casts: dict[tuple[Value, str], Value] = {}
+        self._constants: dict[tuple[Any, ...], Constant] = {}
 
     def op(self, op: str, *inputs: Value, dtype: str, shape: Sequence[Dimension], **attributes: Any) -> Value:
         """Append a node with one output, of the given dtype and shape, and return that."""
@@ -117,7 +119,7 @@ class Builder:
         self, op: str, inputs: Sequence[Value | None], outputs: Sequence[Value], **attributes: Any
     ) -> tuple[Value, ...]:
         """Append a node and return its outputs."""
-        self.nodes.append(Node(op, tuple(inputs), tuple(outputs), attributes))
+        self.nodes.append(Node(op, tuple(map(self._shared, inputs)), tuple(outputs), attributes))
         return self.nodes[-1].outputs
 
     def cast(self, value: Value, dtype: str) -> Value:
@@ -164,6 +166,14 @@ class Builder:
     def program(self, *outputs: Value) -> Program:
         """Close the graph."""
         return Program(self.inputs, tuple(self.nodes), outputs)
+
+    def _shared(self, value: Value | None) -> Value | None:
+        """Return one object for equal constants: a loop hands each of them to every step."""
+        if not isinstance(value, Constant):
+            return value
+        if self.outer is not None:
+            return self.outer._shared(value)
+        return self._constants.setdefault((value.dtype, value.shape, value.array.tobytes()), value)
 
     def _owns(self, value: Value) -> bool:
         return value in self.inputs or any(value in node.outputs for node in self.nodes)

@@ -89,8 +89,9 @@ def _append_cell(builder: Builder, target: Target, cell: Cell, x: Exact, h0: Val
     sizes = (2 * cell.hidden_size, cell.hidden_size)
     biases = {name: math.split(weights[name].exact, sizes) for name in ("weight.bw", "weight.br") if name in weights}
 
-    # In float32, ONNX Runtime would make this an integer product, which saturates on x86 without VNNI.
-    product = math.matmul("matmul.Wx", x, weights["weight.W"], least="float64")
+    # ONNX Runtime would make this an integer product, which saturates on x86 without VNNI.
+    W = replace(weights["weight.W"], exact=math.unfused(weights["weight.W"].exact))
+    product = math.matmul("matmul.Wx", x, W)
     if cell.reverse:
         product = replace(product, value=builder.flip(product.value))
     gates, new = math.split(math.quantize(product, cell.grids["matmul.Wx"]), sizes)
@@ -102,12 +103,12 @@ def _append_cell(builder: Builder, target: Target, cell: Cell, x: Exact, h0: Val
     inner = Builder([Value(value.dtype, value.shape[-2:]) for value in (h.value, gates.value, new.value)], builder)
     in_step = [replace(e, value=value) for e, value in zip((h, gates, new), inner.inputs, strict=True)]
     br_g = biases["weight.br"][1] if biases else None
-    updated = _step(Arithmetic(inner, target, cell.name), cell.grids, *in_step, weights["weight.R"], br_g)
+    updated = step(Arithmetic(inner, target, cell.name), cell.grids, *in_step, weights["weight.R"], br_g)
     states, final = builder.loop(h.value, (gates.value, new.value), inner.program(updated.value))
     return (builder.flip(states) if cell.reverse else states), final
 
 
-def _step(
+def step(
     math: Arithmetic, grids: Mapping[str, Grid], h: Exact, gates: Exact, new: Exact, R: Weight, br_g: Exact | None
 ) -> Exact:
     """Append one time step; returns the next state.
@@ -123,17 +124,28 @@ def _step(
     """
     hidden = h.value.shape[-1]
     Rh_gates, Rh_g = math.split(math.quantize(math.matmul("matmul.Rh", h, R), grids["matmul.Rh"]), (2 * hidden, hidden))
-    r_pre, z_pre = math.split(math.add("gate.r_pre, gate.z_pre", gates, Rh_gates), (hidden, hidden))
-    z = math.activate("sigmoid", z_pre, grids["gate.z_pre"], grids["gate.z_out"])
-    r = math.activate("sigmoid", r_pre, grids["gate.r_pre"], grids["gate.r_out"])
+    r, z = _gates(math, grids, math.add("gate.r_pre, gate.z_pre", gates, Rh_gates))
     c = math.quantize(Rh_g if br_g is None else math.add(OPTIONAL, Rh_g, br_g), grids[OPTIONAL])
-    # In float32, ONNX Runtime would fuse this product of 8-bit factors with its quantizer into one that moves ties.
-    m = math.quantize(math.multiply("op.rRh", r, c, least="float64"), grids["op.rRh"])
+    m = math.quantize(math.multiply("op.rRh", r, c), grids["op.rRh"])
     g = math.activate("tanh", math.add("gate.g_pre", new, m), grids["gate.g_pre"], grids["gate.g_out"])
     old_contrib = math.quantize(math.multiply("op.old_contrib", z, h), grids["op.old_contrib"])
     one_minus_z = math.one_minus("op.new_contrib", z)
     new_contrib = math.quantize(math.multiply("op.new_contrib", one_minus_z, g), grids["op.new_contrib"])
     return math.quantize(math.add("output.h", old_contrib, new_contrib), grids["output.h"])
+
+
+def _gates(math: Arithmetic, grids: Mapping[str, Grid], pre: Exact) -> list[Exact]:
+    """Append the sigmoids of r and z, one for both where their grids are the same; returns both (B, hidden).
+
+    r does not come right out of DequantizeLinear: ONNX Runtime would fuse its product with another 8-bit factor and the
+    quantizer behind into a kernel that moves ties.
+    """
+    sizes = (pre.value.shape[-1] // 2,) * 2
+    r, z = ((grids[f"gate.{gate}_pre"], grids[f"gate.{gate}_out"]) for gate in "rz")
+    if r == z:
+        return math.split(math.activate("sigmoid", pre, *r), sizes)
+    r_pre, z_pre = math.split(pre, sizes)
+    return [math.unfused(math.activate("sigmoid", r_pre, *r)), math.activate("sigmoid", z_pre, *z)]
 
 
 def _join(builder: Builder, values: Sequence[Value], axis: int) -> Value:

@@ -26,6 +26,7 @@ def _drop_notes(graph: Any) -> None:
         del node.metadata_props[:]
         for attribute in node.attribute:
             if attribute.HasField("g"):
+                del attribute.g.value_info[:]  # ONNX Runtime's Scan takes a tenth longer with them
                 _drop_notes(attribute.g)
     for info in (*graph.value_info, *graph.input, *graph.output):
         del info.metadata_props[:]

@@ -20,7 +20,7 @@ namespace {
 }  // namespace
 
 extern const Path avx2;
-const Path avx2{forward_fast, forward_exact, backward};
+const Path avx2{prepare_fast, prepare_exact, backward, digest};
 }  // namespace qgru
 
 #if defined(__clang__)

@@ -21,7 +21,7 @@ namespace {
 }  // namespace
 
 extern const Path avx512;
-const Path avx512{forward_fast, forward_exact, backward};
+const Path avx512{prepare_fast, prepare_exact, backward, digest};
 }  // namespace qgru
 
 #if defined(__clang__)

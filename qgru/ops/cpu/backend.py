@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qgru.ops.backends import Backend
-from qgru.ops.call import LayerCall, LayerShape
+from qgru.ops.backends import Backend, Stepper
+from qgru.ops.call import CellGrids, LayerCall, LayerShape, Parameters
 from qgru.ops.cpu import kernels
 from qgru.ops.cpu.backward import Backward
+from qgru.ops.cpu.stepper import CpuStepper
+from qgru.ops.cpu.weights import constants_of, prepared_once
 from qgru.ops.domain import outside_domain
 from qgru.ops.plan import FLOAT, FUNCTIONS, TABLE_BITS, Plan
-from qgru.ops.reference import activation_table, tables
-from qgru.schema import ACTIVATIONS, WEIGHTS
 from qgru.torch_private import any_nan
 
 LIBRARY = Path(__file__).with_name("_kernels.so")
@@ -119,14 +119,17 @@ class Cpu(Backend):
         lost = torch.empty(time, batch, dtype=torch.uint8)
         workspace, kept, views = torch.empty(0, dtype=torch.uint8), None, None
         if call.gradient:
-            size = self.workspace_bytes(call.shape, call.plans, call.gradient)
-            workspace = torch.empty(size, dtype=torch.uint8)
+            length = self.workspace_bytes(call.shape, call.plans, call.gradient)
+            workspace = torch.empty(length, dtype=torch.uint8)
             kept, views = _views(workspace, (time, batch, hidden), directions)
         feeds = _Feeds(feed, None if call.active is None else call.active.contiguous(), states, lost)
         for d, plan in enumerate(call.plans):
             own = [parameter.to(dtype).contiguous() for parameter in call.of_direction(d)]
-            of_direction = _Direction(d, own, call.exponents[d], start[d], last[d], None if views is None else views[d])
-            _run(_constants(plan), feeds, of_direction, not is_fast)
+            cell = None if call.cells is None or call.gradient else call.cells[d]
+            of_direction = _Direction(
+                d, own, call.exponents[d], start[d], last[d], None if views is None else views[d], cell
+            )
+            _run(plan, feeds, of_direction, not is_fast)
         states, last = states.to(out), last.to(out)
         diverged = any_nan(call.parameters) if call.diverged is None else call.diverged
         has_nan = _spread_nan(states, last, lost, start, diverged)
@@ -134,6 +137,22 @@ class Cpu(Backend):
             workspace[-1] = has_nan
             kept.copy_(states)  # the caller may change the output in place
         return states, last, workspace
+
+    def stepper(
+        self, parameters: Sequence[Parameters], cells: Sequence[CellGrids], state: Sequence[Tensor]
+    ) -> Stepper | None:
+        """Prepare weights for steps; not those that would have to be converted or are NaN: `forward` does it all."""
+        tensors = [tensor for own in parameters for tensor in own]
+        if not all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors):
+            return None
+        if self.state_dtype([cell.plan for cell in cells]) != torch.float32 or bool(any_nan(tensors)):
+            return None
+        calls = [
+            LayerCall(own[0].new_empty(1, 1, own[0].shape[1]), None, own, (), None, None, [cell.plan])
+            for own, cell in zip(parameters, cells, strict=True)
+        ]
+        exact = [not _is_fast(call) for call in calls]
+        return CpuStepper(_kernels, path(), parameters, cells, state, exact)
 
     def backward(
         self, call: LayerCall, workspace: Tensor, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
@@ -160,32 +179,6 @@ class Cpu(Backend):
         return d_x, x.new_empty(0) if h0 is None else torch.stack(dh).to(h0.dtype), d_parameters
 
 
-class _Constants(NamedTuple):
-    """What a plan fixes of every call, and the tables that it points to: mantissas, numbers, derivatives."""
-
-    call: kernels.Forward
-    tables: tuple[Tensor, ...]
-
-
-@lru_cache(maxsize=256)
-def _constants(plan: Plan) -> _Constants:
-    call = kernels.Forward()
-    for grid, name in zip(call.on, ACTIVATIONS, strict=True):
-        (grid.lo, grid.hi), grid.exponent = plan.range(name), plan.exponent(name)
-    for grid, name in zip(call.weights, WEIGHTS, strict=True):
-        grid.lo, grid.hi = plan.range(name)
-    kept: list[Tensor] = []
-    with torch.inference_mode(False), torch.no_grad():
-        for i, (gate, function) in enumerate(FUNCTIONS.items()):
-            pre, out = plan.grids[f"{gate}_pre"], plan.grids[f"{gate}_out"]
-            integers = activation_table(function, pre, out) - out.zero_point
-            value, slope = tables(function, pre, out, torch.device("cpu"))
-            of_gate = [integers.contiguous(), value.float().contiguous(), slope.float().contiguous()]
-            call.integers[i], call.values[i], call.slopes[i] = (table.data_ptr() for table in of_gate)
-            kept += of_gate
-    return _Constants(call, tuple(kept))
-
-
 class _Feeds(NamedTuple):
     """A call's tensors that all directions share."""
 
@@ -196,30 +189,32 @@ class _Feeds(NamedTuple):
 
 
 class _Direction(NamedTuple):
-    """A call's tensors of one direction."""
+    """A call's tensors of one direction, and what keeps its prepared weights; None where nothing is to."""
 
     index: int
     parameters: Sequence[Tensor]
     exponents: Tensor
     h0: Tensor
     last: Tensor
-    kept: tuple[Tensor, Tensor] | None
+    factors: tuple[Tensor, Tensor] | None
+    keeper: CellGrids | None
 
 
-def _run(constants: _Constants, feeds: _Feeds, own: _Direction, exact: bool) -> None:
+def _run(plan: Plan, feeds: _Feeds, own: _Direction, exact: bool) -> None:
     """Run one direction; `own.last`, `feeds.states` and what is kept are filled in."""
-    call = kernels.Forward.from_buffer_copy(constants.call)
-    call.time, call.batch, call.input = feeds.x.shape
-    call.hidden = hidden = own.h0.shape[1]
+    constants = constants_of(plan)
+    call = constants.with_weights(own.parameters, own.exponents)
+    prepared = own.keeper and prepared_once(own.keeper, _kernels, call, own.parameters, path(), exact)
+    call.prepared = prepared and prepared.address
+    call.time, call.batch, _ = feeds.x.shape
     call.reverse, call.parts = own.index > 0, kernels.parts_of(call.batch)
-    call.exponents, call.x, call.h0 = own.exponents.data_ptr(), feeds.x.data_ptr(), own.h0.data_ptr()
-    call.parameters[:] = [parameter.data_ptr() for parameter in own.parameters]
+    call.x, call.h0 = feeds.x.data_ptr(), own.h0.data_ptr()
     call.active = None if feeds.active is None else feeds.active.data_ptr()
     states = feeds.states
-    call.states, call.row = states.data_ptr() + own.index * hidden * states.element_size(), states.shape[2]
+    call.states, call.row = states.data_ptr() + own.index * call.hidden * states.element_size(), states.shape[2]
     call.last, call.lost = own.last.data_ptr(), feeds.lost.data_ptr()
-    if own.kept is not None:
-        call.factors, call.passed = (kept.data_ptr() for kept in own.kept)
+    if own.factors is not None:
+        call.factors, call.passed = (kept.data_ptr() for kept in own.factors)
     _kernels.forward(call, path(), exact)
 
 
@@ -228,7 +223,12 @@ def _is_fast(call: LayerCall) -> bool:
     if any(tensor.dtype == torch.float64 for tensor in (call.x, *call.parameters)):
         return False
     _, _, size, hidden = call.sizes
-    return all(not plan.sum_wide(size) and plan.carrier(size, hidden) == FLOAT for plan in call.plans)
+    return all([_fits_float(plan, size, hidden) for plan in call.plans])
+
+
+@lru_cache(maxsize=1024)
+def _fits_float(plan: Plan, size: int, hidden: int) -> bool:
+    return not plan.sum_wide(size) and plan.carrier(size, hidden) == FLOAT
 
 
 def _views(

@@ -126,27 +126,36 @@ class ExactWalk {
 };
 
 template <class T>
-static void walk_exactly(const Forward& f, const ParallelFor& parallel) {
-  const int64_t channels = 3 * f.hidden;
-  const auto matrix = [&](int i) { return static_cast<const double*>(f.parameters[i]); };
-  const auto exponents = [&](int i) { return f.exponents + i * channels; };
-  const Matrix<T> W(matrix(0), channels, f.input, exponents(0), f.weights[0]);
-  const Matrix<T> R(matrix(1), channels, f.hidden, exponents(1), f.weights[1]);
-  const Matrix<int64_t> bw(matrix(2), channels, 1, exponents(2), f.weights[2]);
-  const Matrix<int64_t> br(matrix(3), channels, 1, exponents(3), f.weights[3]);
-  parallel(f.parts, [&](int64_t part) {
-    const Rows rows = rows_of(part, f.parts, f.batch);
-    ExactWalk<T> walk(f, W, R, bw.data(), br.data());
-    for (int64_t row = rows.begin; row < rows.end; ++row) walk.run(row);
-  });
-}
+class PreparedExact : public Prepared {
+ public:
+  explicit PreparedExact(const Forward& f)
+      : W_(matrix(f, 0), 3 * f.hidden, f.input, exponents(f, 0), f.weights[0]),
+        R_(matrix(f, 1), 3 * f.hidden, f.hidden, exponents(f, 1), f.weights[1]),
+        bw_(matrix(f, 2), 3 * f.hidden, 1, exponents(f, 2), f.weights[2]),
+        br_(matrix(f, 3), 3 * f.hidden, 1, exponents(f, 3), f.weights[3]) {}
 
-static void forward_exact(const Forward& f, const ParallelFor& parallel) {
+  void run(const Forward& f, const ParallelFor& parallel) const override {
+    parallel(f.parts, [&](int64_t part) {
+      const Rows rows = rows_of(part, f.parts, f.batch);
+      ExactWalk<T> walk(f, W_, R_, bw_.data(), br_.data());
+      for (int64_t row = rows.begin; row < rows.end; ++row) walk.run(row);
+    });
+  }
+
+ private:
+  static const double* matrix(const Forward& f, int i) { return static_cast<const double*>(f.parameters[i]); }
+  static const int32_t* exponents(const Forward& f, int i) { return f.exponents + i * 3 * f.hidden; }
+
+  const Matrix<T> W_, R_;
+  const Matrix<int64_t> bw_, br_;
+};
+
+static std::unique_ptr<const Prepared> prepare_exact(const Forward& f, const ParallelFor&) {
   const auto bound = [](const Grid& a, const Grid& b, int64_t terms) {
     const auto size = [](const Grid& grid) { return static_cast<double>(std::max(-grid.lo, grid.hi)); };
     return size(a) * size(b) * static_cast<double>(terms);
   };
   const double most = std::max(bound(f.weights[0], f.on.x, f.input), bound(f.weights[1], f.on.h, f.hidden));
-  if (most < 2147483648.0) walk_exactly<int32_t>(f, parallel);
-  else walk_exactly<int64_t>(f, parallel);
+  if (most < 2147483648.0) return std::make_unique<const PreparedExact<int32_t>>(f);
+  return std::make_unique<const PreparedExact<int64_t>>(f);
 }

@@ -62,13 +62,12 @@ static void fold_biases(const Forward& f, float* biases) {
 }
 
 struct Layer {
-  const Forward& f;
-  Numbers n;
+  const Numbers n;
   Packed W, R;
   Buffer<float> biases;
 
-  Layer(const Forward& forward, const ParallelFor& parallel)
-      : f(forward), n(f.on), W(f.hidden, f.input), R(f.hidden, f.hidden), biases(R.blocks * 4 * LANES) {
+  Layer(const Forward& f, const ParallelFor& parallel)
+      : n(f.on), W(f.hidden, f.input), R(f.hidden, f.hidden), biases(R.blocks * 4 * LANES) {
     const auto matrix = [&](int i) { return static_cast<const float*>(f.parameters[i]); };
     pack(W, matrix(0), f.hidden, f.input, f.exponents, f.weights[0], f.on.x, f.on.Wx, parallel);
     pack(R, matrix(1), f.hidden, f.hidden, f.exponents + 3 * f.hidden, f.weights[1], f.on.h, f.on.Rh, parallel);
@@ -93,11 +92,11 @@ static uint8_t encode(const float* row, int64_t size, const Grid& grid, Code* co
 template <bool TRAIN>
 class Walk {
  public:
-  Walk(const Layer& layer, Rows rows)
-      : l_(layer), f_(layer.f), rows_(rows), count_(rows.end - rows.begin), width_(layer.R.blocks * LANES),
+  Walk(const Layer& layer, const Forward& f, Rows rows)
+      : l_(layer), f_(f), rows_(rows), count_(rows.end - rows.begin), width_(layer.R.blocks * LANES),
         input_((f_.input + 3) / 4 * 4), steps_(std::clamp<int64_t>(PROJECTED_ROWS / count_, 1, f_.time)),
         codes_{Buffer<Code>(count_ * width_), Buffer<Code>(count_ * width_)}, x_(steps_ * count_ * input_),
-        h_(count_ * width_), projected_(steps_ * count_ * 3 * width_), passed_(steps_ * count_ * width_) {}
+        h_(count_ * width_), projected_(steps_ * count_ * 3 * width_), passed_(TRAIN ? steps_ * count_ * width_ : 0) {}
 
   void run() {
     start();
@@ -248,11 +247,22 @@ class Walk {
   Buffer<uint8_t> passed_;
 };
 
-static void forward_fast(const Forward& f, const ParallelFor& parallel) {
-  const Layer layer(f, parallel);
-  parallel(f.parts, [&](int64_t part) {
-    const Rows rows = rows_of(part, f.parts, f.batch);
-    if (f.factors) Walk<true>(layer, rows).run();
-    else Walk<false>(layer, rows).run();
-  });
+class PreparedFast : public Prepared {
+ public:
+  PreparedFast(const Forward& f, const ParallelFor& parallel) : layer_(f, parallel) {}
+
+  void run(const Forward& f, const ParallelFor& parallel) const override {
+    parallel(f.parts, [&](int64_t part) {
+      const Rows rows = rows_of(part, f.parts, f.batch);
+      if (f.factors) Walk<true>(layer_, f, rows).run();
+      else Walk<false>(layer_, f, rows).run();
+    });
+  }
+
+ private:
+  const Layer layer_;
+};
+
+static std::unique_ptr<const Prepared> prepare_fast(const Forward& f, const ParallelFor& parallel) {
+  return std::make_unique<const PreparedFast>(f, parallel);
 }

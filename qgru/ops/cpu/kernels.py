@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_int, c_int64, c_uint64, c_void_p
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Forward(Structure):
         ("factors", c_void_p),
         ("passed", c_void_p),
         ("lost", c_void_p),
+        ("prepared", c_void_p),
         ("parallel_for", c_void_p),
     ]
 
@@ -72,6 +73,29 @@ class Backward(Structure):
     ]
 
 
+class Region(Structure):
+    """Memory, and what was in it."""
+
+    _fields_ = [("data", c_void_p), ("bytes", c_int64), ("digest", c_uint64)]
+
+
+class Steps(Structure):
+    """A stack of layers on prepared weights, for one time step a call."""
+
+    _fields_ = [
+        ("layers", c_int64),
+        ("path", c_int64),
+        ("of_layers", POINTER(Forward)),
+        ("exact", POINTER(c_bool)),
+        ("always", c_int64),
+        ("others", c_int64),
+        ("window", c_int64),
+        ("turn", c_int64),
+        ("of_regions", POINTER(Region)),
+        ("parallel_for", c_void_p),
+    ]
+
+
 class Kernels:
     """The library of interface.cpp, on torch's own threads. Calls hold no GIL.
 
@@ -86,14 +110,20 @@ class Kernels:
 
     def __init__(self, file: Path) -> None:
         library = ctypes.CDLL(str(file))
-        sizes = (c_int64 * 2).in_dll(library, "qgru_sizes")
-        if tuple(sizes) != (ctypes.sizeof(Forward), ctypes.sizeof(Backward)):
+        own = tuple(map(ctypes.sizeof, (Forward, Backward, Steps)))
+        if tuple((c_int64 * len(own)).in_dll(library, "qgru_sizes")) != own:
             raise ImportError(f"{file} was built from other sources")
         self._paths = library.qgru_paths
         self._paths.restype = c_int64
         self._forward, self._backward = library.qgru_forward, library.qgru_backward
         self._forward.argtypes, self._forward.restype = (POINTER(Forward), c_int64, c_bool), c_char_p
         self._backward.argtypes, self._backward.restype = (POINTER(Backward), c_int64), c_char_p
+        self._prepare, self._release = library.qgru_prepare, library.qgru_release
+        self._prepare.argtypes, self._prepare.restype = (POINTER(Forward), c_int64, c_bool, c_void_p), c_char_p
+        self._release.argtypes, self._release.restype = (c_void_p,), None
+        self._digest, self._step = library.qgru_digest, library.qgru_step
+        self._digest.argtypes, self._digest.restype = (c_void_p, c_int64, c_int64), c_uint64
+        self._step.argtypes, self._step.restype = (POINTER(Steps), c_int64, c_int, *[c_void_p] * 4), c_int
         parallel_for = ctypes.CDLL(C.__file__).torch_parallel_for
         self._parallel_for = ctypes.cast(parallel_for, c_void_p).value
 
@@ -114,6 +144,49 @@ class Kernels:
             RuntimeError: where memory runs out.
         """
         self._run(self._forward, call, path, exact)
+
+    def prepare(self, call: Forward, path: int, exact: bool) -> int:
+        """Return the address of a layer's weights as a path reads them; see `forward`.
+
+        Args:
+            call: with sizes, grids, exponents and parameters.
+            path: as `forward`.
+            exact: as `forward`.
+        """
+        made = c_void_p()
+        self._run(self._prepare, call, path, exact, byref(made))
+        return made.value
+
+    def release(self, prepared: int) -> None:
+        """Free what `prepare` made."""
+        self._release(prepared)
+
+    def digest(self, data: int, size: int, path: int) -> int:
+        """Return a number that tells what `size` bytes hold, as long as the process lives."""
+        return self._digest(data, size, path)
+
+    def adopt(self, steps: Steps) -> None:
+        """Have `steps` run on torch's threads."""
+        steps.parallel_for = self._parallel_for
+
+    def step(self, steps: Steps, batch: int, x: int, h0: int | None, y: int, last: int) -> bool:
+        """Run one time step; returns False, and runs nothing, where the weights or grids have changed.
+
+        Args:
+            steps: the layers, adopted.
+            batch: rows.
+            x: address of (batch, input) float32.
+            h0: of (layers, batch, hidden); None for zeros.
+            y: of the last layer's states (batch, hidden), to be written.
+            last: of the last states (layers, batch, hidden), to be written.
+
+        Raises:
+            RuntimeError: where memory runs out.
+        """
+        result = self._step(steps, batch, parts_of(batch), x, h0, y, last)
+        if result == 2:
+            raise RuntimeError("the cpu kernels: out of memory")
+        return result == 0
 
     def backward(self, call: Backward, path: int) -> None:
         """Run a direction of a layer back over time; see `forward`."""

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <new>
 
 #include "core.h"
@@ -46,7 +47,15 @@ struct Forward {
   float* factors;               // (time, batch, FACTORS, hidden), or null at inference
   uint8_t* passed;              // (time, batch, hidden), or null: bits 0..2 for Wx, 3..5 for Rh: not clamped
   uint8_t* lost;                // (time, batch): set to 1 where x has a NaN, else 0
+  const void* prepared;         // a `Prepared` of the same weights and grids, or null: made for this call alone
   TorchParallelFor parallel_for;
+};
+
+// A layer's weights in the form that one path's walk reads. `f` gives the grids and exponents that they are on.
+class Prepared {
+ public:
+  virtual ~Prepared() = default;
+  virtual void run(const Forward& f, const ParallelFor& parallel) const = 0;
 };
 
 // As kernels.py fills it in.
@@ -66,10 +75,31 @@ struct Backward {
   TorchParallelFor parallel_for;
 };
 
+using Prepare = std::unique_ptr<const Prepared> (*)(const Forward&, const ParallelFor&);
+
 struct Path {
-  void (*fast)(const Forward&, const ParallelFor&);   // 8-bit operands, float32 exact elsewhere
-  void (*exact)(const Forward&, const ParallelFor&);  // the exactness domain, int64
+  Prepare fast;   // 8-bit operands, float32 exact elsewhere
+  Prepare exact;  // the exactness domain, int64
   void (*backward)(const Backward&, const ParallelFor&);
+  uint64_t (*digest)(const void* data, int64_t bytes);
+};
+
+// Memory that something was made from, and what was in it then.
+struct Region {
+  const void* data;
+  int64_t bytes;
+  uint64_t digest;
+};
+
+// A stack of one-directional layers on prepared weights, for one time step a call; as kernels.py fills it in.
+struct Steps {
+  int64_t layers, path;
+  const Forward* of_layers;       // all but what a call brings
+  const bool* exact;              // of every layer: its weights were prepared by `exact`, whose reals are double
+  int64_t always, others;         // regions that every call looks at, and behind them those that take turns:
+  int64_t window, turn;           // how many of these a call looks at, and where it begins
+  const Region* of_regions;       // what the weights and grids were made from
+  TorchParallelFor parallel_for;
 };
 
 extern const Path plain;
@@ -104,5 +134,13 @@ struct Rows {
 inline Rows rows_of(int64_t part, int64_t parts, int64_t batch) {
   return {batch * part / parts, batch * (part + 1) / parts};
 }
+
+// Whether the regions hold what they did, of those that it is the turn of.
+bool are_unchanged(Steps& s, const Path& path);
+
+// Runs one time step: x (batch, input) and h0 (layers, batch, hidden), or null for zeros, to y (batch, hidden) and
+// last (layers, batch, hidden). A NaN in a row of a layer's input or state makes all of that row NaN.
+void run_step(const Steps& s, int64_t batch, int parts, const float* x, const float* h0, float* y, float* last,
+              const ParallelFor& parallel);
 
 }  // namespace qgru

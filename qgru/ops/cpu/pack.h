@@ -54,7 +54,20 @@ QGRU_INLINE void product(const Code* codes, int64_t stride, const Packed& packed
     for (int gate = 0; gate < 3; ++gate)
       sums[r][gate] = load<I>(static_cast<const int32_t*>(packed.sums) + (block * 3 + gate) * LANES);
   const Weight* weights = packed.block(block);
-  for (int64_t group = 0; group < packed.groups; ++group, weights += 3 * LANES * GROUP) {
+  int64_t group = 0;
+  if (R == 1) {  // a row alone waits for its sums: every other group goes into sums of its own
+    I others[3]{};
+    for (; group + 2 <= packed.groups; group += 2, weights += 6 * LANES * GROUP) {
+#pragma GCC unroll 3
+      for (int gate = 0; gate < 3; ++gate) {
+        const Weight* const own = weights + gate * LANES * GROUP;
+        sums[0][gate] = dot(sums[0][gate], codes + group * GROUP, own);
+        others[gate] = dot(others[gate], codes + (group + 1) * GROUP, own + 3 * LANES * GROUP);
+      }
+    }
+    for (int gate = 0; gate < 3; ++gate) sums[0][gate] += others[gate];
+  }
+  for (; group < packed.groups; ++group, weights += 3 * LANES * GROUP) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3

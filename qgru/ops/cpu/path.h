@@ -10,3 +10,5 @@
 #include "backward.h"
 
 #include "exact.h"
+
+#include "digest.h"

@@ -9,5 +9,5 @@ namespace {
 }  // namespace
 
 extern const Path plain;
-const Path plain{forward_fast, forward_exact, backward};
+const Path plain{prepare_fast, prepare_exact, backward, digest};
 }  // namespace qgru

@@ -17,6 +17,7 @@ using Weight = int32_t;
 
 typedef float F __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
+typedef uint64_t L __attribute__((vector_size(LANES * 4)));
 typedef Code Codes __attribute__((vector_size(LANES * sizeof(Code))));
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 

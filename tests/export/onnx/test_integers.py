@@ -6,9 +6,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import load, numpy_helper
 
+from qgru import QuantGRU
 from qgru.export import export_onnx
-from tests.export.models import ONLY_8_BITS, assert_same_integers, calibrated, noise, operators, run
+from tests.calibrated import quantize
+from tests.export.models import ONLY_8_BITS, all_nodes, assert_same_integers, calibrated, noise, operators, run
 from tests.random_gru import differences, expected, oracle_layers, random_gru
 
 OPSETS = (13, 17, 19, 20, 21, 22, 23)
@@ -77,10 +80,35 @@ def test_no_kernel_that_saturates_or_moves_ties_is_fused(tmp_path):
     assert not fused & {"QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_gates_of_equal_grids_share_a_look_up(seed, tmp_path):
+    """Signed throughout, for then ONNX Runtime could fuse the products; the look-up of one gate alone stays apart."""
+    gru = equal_gates(seed)
+    export_and_compare(gru, tmp_path / "gru.onnx", (20, 21)[seed % 2])
+    assert look_ups(tmp_path / "gru.onnx") == 2
+    gru.adjust_quant_config("gate.r_pre", exp2_inv=gru.grids()["gate.z_pre"].exp2_inv - 1)
+    export_and_compare(gru, tmp_path / "gru.onnx", (20, 21)[seed % 2])
+    assert look_ups(tmp_path / "gru.onnx") == 3
+
+
+def equal_gates(seed: int) -> QuantGRU:
+    """A layer of 8 signed, asymmetric bits, with odd zero points, whose r and z have the same grids."""
+    torch.manual_seed(seed)
+    gru = QuantGRU(3, 7)
+    gru.set_all_bitwidth(8, is_symmetric=False)
+    quantize(gru, torch.randn(9, 8, 3))
+    for name in ("gate.r_pre", "gate.r_out", "gate.z_pre", "gate.z_out", "op.Rh_add_br", "op.rRh", "op.old_contrib"):
+        same = gru.grids()[name.replace("gate.r", "gate.z")]
+        gru.adjust_quant_config(name, exp2_inv=same.exp2_inv, zero_point=same.zero_point | 1)
+    return gru
+
+
+def look_ups(path: Path) -> int:
+    return sum(node.op_type == "GatherElements" for node in all_nodes(load(path).graph))
+
+
 @pytest.mark.parametrize(("opset", "stored"), [(20, {np.int8, np.uint8}), (21, {np.int8, np.uint8, np.int16})])
 def test_containers(opset, stored, tmp_path):
-    from onnx import load, numpy_helper
-
     gru = calibrated(5, range(7, 17), input_size=3)
     export_onnx(gru, noise(gru, 4, 3), tmp_path / "gru.onnx", opset_version=opset)
     graph = load(tmp_path / "gru.onnx").graph
