@@ -2,8 +2,9 @@
 
     python -m benchmarks.onnxruntime   # benchmarks/results/onnxruntime-<processor>-onnxruntime<version>.csv
 
-A shape is ``batch x time x input x hidden``. Times are milliseconds of a whole sequence, the least of many calls taken
-in turns: the float file of a layer, and its ``qdq`` file by either exporter (Loop and Scan).
+A shape is ``batch x time x input x hidden``. Called in turns, many times: the float file of a layer, and its ``qdq``
+file by either exporter (Loop and Scan). Times are the least milliseconds of a whole sequence; the ratio is the median
+of the turns' own, for a machine's clock and its other work change from turn to turn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import onnxruntime
@@ -51,16 +53,16 @@ def measure(text: str, config: str, threads: int, seconds: float) -> list[dict[s
             start = time.perf_counter()
             found.run(None, feeds[name])
             times[name].append((time.perf_counter() - start) * 1e3)
-    best = {name: min(found) for name, found in times.items()}
+    best = {name: round(min(found), 3) for name, found in times.items()}
     return [
         {
             "shape": text,
             "config": config,
             "threads": threads,
             "loop": name,
-            "float_ms": round(best["float"], 3),
-            "qdq_ms": round(best[name], 3),
-            "ratio": round(best[name] / best["float"], 2),
+            "float_ms": best["float"],
+            "qdq_ms": best[name],
+            "ratio": round(median(ours / its for ours, its in zip(times[name], times["float"], strict=True)), 2),
             "differing_integers": differing[name],
         }
         for name in ("Loop", "Scan")

@@ -63,7 +63,7 @@ def _append_loop(g: Any, loop: TimeLoop, inputs: list[Any], env: dict[Value | No
         env[value] = part
     _append(body, loop.body, env)
     updated = env[loop.body.outputs[0]]
-    for result in (body.op("Identity", condition), updated, body.op("Identity", updated)):
+    for result in (condition, updated, body.op("Identity", updated)):
         body.block.registerOutput(result)
     return states, final
 
