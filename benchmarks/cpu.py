@@ -10,7 +10,6 @@ reference runs on few steps and rows where it would take minutes, and its time i
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.steps import Step, step_of
 from qgru import QuantGRU
+from qgru.files import write_csv
 from qgru.ops import backends
 from qgru.ops.cpu import backend
 
@@ -136,10 +136,7 @@ def main() -> None:
             for mode in arguments.modes:
                 rows.append(measure((batch, steps, inputs, hidden), config, mode, arguments.seconds))
                 print(*rows[-1].values(), flush=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, list(rows[0]), path)
 
 
 if __name__ == "__main__":

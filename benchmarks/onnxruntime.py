@@ -10,7 +10,6 @@ of the turns' own, for a machine's clock and its other work change from turn to 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks.cpu import RESULTS, processor, quantized
 from qgru.export import export_onnx
+from qgru.files import write_csv
 
 SHAPES = "1x100x40x128 32x100x64x128"
 CONFIGS = "int8 int8_mixed w4a8"
@@ -87,10 +87,7 @@ def main() -> None:
             rows += measure(text, config, arguments.threads, arguments.seconds)
             for row in rows[-2:]:
                 print(*row.values(), flush=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, list(rows[0]), path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ each at a time; every step goes on from the state before.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.cpu import RESULTS, processor, quantized
 from qgru import QuantGRU
+from qgru.files import write_csv
 from qgru.ops import backends
 
 SHAPES = "1x16x32 1x64x128 1x128x256 1x256x512 16x64x128"
@@ -103,10 +103,7 @@ def main() -> None:
         for text in arguments.shapes:
             rows.append(measure(*map(int, text.split("x")), config, arguments.seconds))
             print(*rows[-1].values(), flush=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, list(rows[0]), path)
 
 
 if __name__ == "__main__":
