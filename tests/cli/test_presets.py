@@ -28,7 +28,7 @@ def quant(cfg: DictConfig) -> BitwidthConfig:
 
 def test_the_issues_presets_and_recipes_are_there():
     assert PRESETS == ["int16", "int8", "int8_mixed", "w4a8", "w8a16"]
-    assert RECIPES == ["mackey_glass", "sea_surface_temperature", "speaker_identification"]
+    assert RECIPES == ["cascaded_tanks", "mackey_glass", "sea_surface_temperature", "speaker_identification"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
