@@ -109,6 +109,15 @@ class Export(Callback):
             found = "".join(f"; {name}: {report}" for name, report in reports.items())
             rank_zero_info(f"qgru: exported {weights} to {self.directory}{found}")
 
+    def warn_without_example(self, pl_module: LightningModule) -> None:
+        """Say what is missing where `forward_fn` does not call the module's own `forward`."""
+        if self.formats and self.example_inputs is None and pl_module.example_input_array is None:
+            rank_zero_warn(
+                f"qgru: forward_fn does not call {type(pl_module).__name__} itself, so there is no example of its "
+                "forward's arguments: each quantized layer will be exported by itself; expected a forward_fn that "
+                "calls module(...), example_inputs, or the module's example_input_array"
+            )
+
     def _example_args(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...] | None:
         """Take what is given, else Lightning's `example_input_array`, else what a training batch leads to."""
         if self.example_inputs is not None:

@@ -53,7 +53,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     and an early stop of the float stage goes on to calibration at the next epoch; quantization-aware training has the
     epochs that then remain. A fit that ends before it was calibrated (`max_time`, `max_steps`) is calibrated after
     its last step and exported without quantization-aware training, as every fit with `qat=False` is; it has no
-    quantized checkpoint, so test the module itself. Learning rate schedules stay what they are.
+    quantized checkpoint, so test the module itself. Learning rate schedules stay what they are; what quantization-aware
+    training takes of them falls to 1 %, see `QAT`.
 
     `WeightAveraging(use_buffers=False)`, listed after this callback, works: the average is validated and exported
     quantized. So does `StochasticWeightAveraging`, listed anywhere: what is exported are the weights that the fit ends
@@ -86,6 +87,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             as well, where the optimization is automatic; nothing is logged by it.
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
         example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
+        anneal, qat_learning_rate_scale: learning rates of quantization-aware training; see `QAT`.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -103,6 +105,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         exclude: Sequence[str] = (),
         example_inputs: Any = None,
         dynamic_axes: dict[str, list[int]] | None = None,
+        anneal: bool = True,
+        qat_learning_rate_scale: float = 1.0,
     ) -> None:
         self.config = load_config(config)
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
@@ -110,7 +114,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         self.exclude = check_patterns(exclude)
         self._calibrate = Calibrate(calibrate_at_epoch or 0, calibration_batches, forward_fn)
         self._finalize = Finalize()
-        self._qat = QAT()
+        self._qat = QAT(anneal, qat_learning_rate_scale)
         self._export = Export(export_dir or ".", export_formats, forward_fn, example_inputs, dynamic_axes)
         self._conversion: RemovableHandle | None = None
         self._start_over()
@@ -135,6 +139,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             if not self.config.disable_quantization and self.export_dir is not None:
                 self._export.check(trainer, pl_module)
             self._start_over()
+        self._qat.setup(trainer, pl_module, stage)
         self._convert(pl_module)
         self._conversion = pl_module.register_load_state_dict_pre_hook(self._convert)
 
@@ -186,8 +191,11 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before the first step, try what calibration will do; go on with the random states of a checkpoint."""
         self._resumption.before_batch(trainer)
-        if not self.config.disable_quantization and not self._calibrate.try_call(trainer, pl_module, batch):
-            self._warn_without_example(pl_module)
+        self._qat.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.config.disable_quantization or self._calibrate.try_call(trainer, pl_module, batch):
+            return
+        if self.export_dir is not None:
+            self._export.warn_without_example(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what was compared with the float stage's last score before there was a quantized one."""
@@ -225,6 +233,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             "stop_requested": self._gate.stop_requested,
             "has_trained_quantized": self._has_trained_quantized,
             "has_stale_scores": self._has_stale_scores,
+            "qat": self._qat.state_dict(),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -235,15 +244,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             self._gate.stop_requested = state["stop_requested"]
             self._has_trained_quantized = state["has_trained_quantized"]
             self._has_stale_scores = state["has_stale_scores"]
-
-    def _warn_without_example(self, pl_module: LightningModule) -> None:
-        examples = (self._export.example_inputs, pl_module.example_input_array)
-        if self.export_dir is not None and self._export.formats and all(given is None for given in examples):
-            rank_zero_warn(
-                f"qgru: forward_fn does not call {type(pl_module).__name__} itself, so there is no example of its "
-                "forward's arguments: each quantized layer will be exported by itself; expected a forward_fn that "
-                "calls module(...), example_inputs, or the module's example_input_array"
-            )
+            self._qat.load_state_dict(state.get("qat", {}))
 
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.current_epoch >= self._calibration_epoch or (
