@@ -52,19 +52,24 @@ def activation_grids(
     Raises:
         CalibrationError: naming the operator whose range no grid holds.
     """
-    grids = {}
-    for name, chosen in config.operators.items():
-        operator = OPERATORS[name]
-        if operator.function:
-            grids[name] = bounded_grid(operator.function, chosen)
-        elif not operator.is_weight:
-            histogram = observed[name]
-            if name == "matmul.Rh" and OPTIONAL not in config.operators:
-                histogram = histogram + observed[OPTIONAL]
-            with naming(name):
-                grids[name] = grid_from_histogram(histogram, chosen, method, percentile)
-            _warn_of_lost_negatives(name, chosen, histogram.low)
-    return grids
+    names = [name for name in config.operators if not OPERATORS[name].is_weight]
+    return {name: activation_grid(name, config, observed, method, percentile) for name in names}
+
+
+def activation_grid(
+    name: str, config: BitwidthConfig, observed: Mapping[str, Histogram], method: str, percentile: float
+) -> Grid:
+    """Choose one operator's grid, which depends on no other operator's width; see `activation_grids`."""
+    chosen, function = config.operators[name], OPERATORS[name].function
+    if function:
+        return bounded_grid(function, chosen)
+    histogram = observed[name]
+    if name == "matmul.Rh" and OPTIONAL not in config.operators:
+        histogram = histogram + observed[OPTIONAL]
+    with naming(name):
+        grid = grid_from_histogram(histogram, chosen, method, percentile)
+    _warn_of_lost_negatives(name, chosen, histogram.low)
+    return grid
 
 
 def weight_grids(
@@ -83,21 +88,38 @@ def weight_grids(
     Raises:
         CalibrationError: naming the operator that holds a non-finite value or a range that no grid holds.
     """
+    return {
+        name: weight_grid(name, config, bias_limits(name, activations), parameter, bias, method, p)
+        for name, parameter in zip(WEIGHTS, parameters, strict=True)
+    }
+
+
+def bias_limits(name: str, activations: Mapping[str, Grid]) -> tuple[int, ...]:
+    """Return all that a weight operator's grid takes from the other operators': nothing but for a bias.
+
+    That is, for each gate, the finest exponent of a bias of 0 bits.
+    """
     resolved = {OPTIONAL: activations["matmul.Rh"], **activations}
-    grids = {}
-    for name, parameter in zip(WEIGHTS, parameters, strict=True):
-        chosen = config.operators[name]
-        if name in _BIAS_TARGETS and not bias:
-            grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, 0)
-            continue
-        rows = parameter.detach().double().cpu().reshape(len(parameter), -1)
-        finest = _finest_bias(_BIAS_TARGETS[name], resolved, chosen, len(rows)) if name in _BIAS_TARGETS else None
-        with naming(name):
-            exponents = weight_exponents(rows, chosen, method, p, finest)
-        _warn_of_lost_negatives(name, chosen, float(rows.min()))
-        clamped = exponents.clamp(MIN_EXPONENT, MAX_EXPONENT)
-        grids[name] = Grid(chosen.bitwidth, True, chosen.is_unsigned, tuple(clamped.tolist()))
-    return grids
+    targets = [resolved[target] for target in _BIAS_TARGETS.get(name, ())]
+    return tuple(grid.exp2_inv - grid.bitwidth + _BIAS_HEADROOM for grid in targets)
+
+
+def weight_grid(
+    name: str, config: BitwidthConfig, limits: tuple[int, ...], parameter: Tensor, bias: bool, method: str, p: float
+) -> Grid:
+    """Choose one weight operator's grid; `limits` are `bias_limits`'s, the rest is `weight_grids`'s."""
+    chosen = config.operators[name]
+    if limits and not bias:
+        return Grid(chosen.bitwidth, True, chosen.is_unsigned, 0)
+    rows = parameter.detach().double().cpu().reshape(len(parameter), -1)
+    finest = None
+    if limits:
+        finest = (torch.tensor(limits) + chosen.bitwidth).repeat_interleave(len(rows) // len(limits))
+    with naming(name):
+        exponents = weight_exponents(rows, chosen, method, p, finest)
+    _warn_of_lost_negatives(name, chosen, float(rows.min()))
+    clamped = exponents.clamp(MIN_EXPONENT, MAX_EXPONENT)
+    return Grid(chosen.bitwidth, True, chosen.is_unsigned, tuple(clamped.tolist()))
 
 
 def _warn_of_lost_negatives(name: str, config: OperatorConfig, low: float) -> None:
@@ -148,8 +170,3 @@ def weight_exponents(
 def _row_errors(rows: Tensor, exponents: Tensor, config: OperatorConfig) -> Tensor:
     steps = torch.exp2(exponents.double()).unsqueeze(1)
     return ((rows * steps).round().clamp(config.qmin, config.qmax) / steps - rows).square().sum(1)
-
-
-def _finest_bias(targets: tuple[str, ...], grids: Mapping[str, Grid], config: OperatorConfig, channels: int) -> Tensor:
-    limits = [grids[t].exp2_inv + config.bitwidth - grids[t].bitwidth + _BIAS_HEADROOM for t in targets]
-    return torch.tensor(limits).repeat_interleave(channels // len(targets))
