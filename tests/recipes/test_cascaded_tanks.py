@@ -105,3 +105,10 @@ def test_a_level_depends_on_voltages_up_to_its_sample(tanks: CascadedTanks) -> N
     model, x = LevelSensor().eval(), tanks.test_set.tensors[0][:3]
     assert model(x).shape == (3, 128)
     torch.testing.assert_close(model(x[:, :50]), model(x)[:, :50])
+
+
+def test_a_stack_of_both_directions_smooths(tanks: CascadedTanks) -> None:
+    model, x = LevelSensor(hidden_size=5, num_layers=2, bidirectional=True).eval(), tanks.test_set.tensors[0][:3]
+    assert (model.gru.num_layers, model.gru.bidirectional, model.head.in_features) == (2, True, 10)
+    assert model(x).shape == (3, 128)
+    assert not torch.allclose(model(x[:, :50]), model(x)[:, :50])
