@@ -17,7 +17,8 @@ _DECAY, _FLOOR = 0.7, 0.1
 def learning_rate_factor(epoch: int, epochs: int) -> float:
     """Fall along half a cosine from 1 to a tenth over the first 70 % of the epochs, and stay there.
 
-    The last 30 % are what a quantized model fine-tunes in; a schedule that ended at zero would leave it no step.
+    The last 30 % are what a quantized model fine-tunes in, falling on from there (see `qgru.callbacks.QAT`); a schedule
+    that ended at zero would leave it no step.
     """
     progress = min(1.0, epoch / (_DECAY * epochs))
     return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import NamedTuple
 
+import torch
+
 from qgru.callbacks.packages import LightningModule, Trainer, rank_zero_warn
 from qgru.stages.annealing import FLOOR, ScaledSteps, check_scale, cosine_factor
 
@@ -58,7 +60,7 @@ class Annealer:
             rates = [rate for steps in scaled if steps is not None for rate in steps.learning_rates()]
             names = [_NAME] if len(rates) == 1 else [f"{_NAME}/{group}" for group in range(len(rates))]
             for name, rate in zip(names, rates, strict=True):
-                pl_module.log(name, rate, on_step=True, on_epoch=False)
+                pl_module.log(name, torch.as_tensor(rate), on_step=True, on_epoch=False)  # a number waits for the GPU
 
     def remove(self) -> None:
         """Let the optimizers step as they did."""
