@@ -1,77 +1,124 @@
-"""Bit widths that a search finds against the presets: ``python -m benchmarks.search [--seeds 5] [--jobs 2]``.
+"""Bit widths that a search finds against the presets: ``python -m benchmarks.search [--seeds 5] [--jobs 2] [model ...]``.
 
 On the recipes that tell bit widths apart, and on a stack of two layers in both directions: searched on the float model
 of seed 1, under several budgets and with several discounts of the parameters' errors, then trained quantized from the
-float models of all seeds, as ``train.py +quant=<file>`` does; seeds 2 and up are held out. Writes, per model,
-
-- ``results/search-<model>.csv``: error before and after QAT of every configuration and seed,
-- ``results/sensitivity-<model>.csv``: of every operator and width,
-- ``results/prediction-<model>.csv``: predicted and measured error of random configurations of equal total bits,
-
-``results/search-times.csv``, and pictures beside them. Interrupted, it goes on where it was.
+float models of all seeds; seeds 2 and up are held out. Variants of ``int8_mixed`` are trained on all recipes. Writes
+``results/search-<model>.csv`` (error before and after QAT), ``results/sensitivity-<model>.csv`` and
+``results/prediction-<model>.csv`` (predicted and measured error of random configurations of equal total bits).
+Interrupted, it goes on where it was. ``benchmarks/search_report.py`` draws and tabulates them.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Iterator
+import json
+import logging
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 
 import qgru
 from benchmarks.recipes import RESULTS, RUNS, Job, composed, run_all
+from qgru.callbacks import QuantizationLifecycle
 from qgru.configs import load_config
 from qgru.report.table import read_rows, write_csv
-from qgru.schema import OPERATORS, OPTIONAL
-from qgru.search import Sensitivities, assign, load_rules, relative_cost
+from qgru.schema import BitwidthConfig
+from qgru.search import Rules, assign, load_rules, relative_cost
 from qgru.search.evaluation import Evaluator
-from qgru.search.sensitivity import config_of, measured_alone
+from qgru.search.sensitivity import SEARCHED, config_of, measured_alone, widths_of
 from qgru.stages import calibrate
 
-BATCHES = 4  # as QuantizationLifecycle("auto") searches on
-BUDGETS = (0.7, 0.8, 1.0)
-DISCOUNTS = (1.0, 0.2, 0.05, 0.02)
-PRESETS = ("w4a8", "int8", "int8_mixed", "int16")
-OPERATOR_COLUMNS = tuple(name for name in OPERATORS if name != OPTIONAL)
-COLUMNS = ("configuration", "budget", "discount", "seed", "cost", "stage", "metric", "value", *OPERATOR_COLUMNS)
-PREDICTION_COLUMNS = ("configuration", "predicted", "measured", *OPERATOR_COLUMNS)
-TIME_COLUMNS = ("model", "what", "seconds", "evaluations", "threads", "machine", "torch")
-NARROWEST, WIDEST = 4, 12  # of the random configurations
+FOLDER = RUNS / "search"
+BATCHES = 4  # that errors are measured on
+COLUMNS = ("configuration", "target", "budget", "discount", "seed", "cost", "metric", "float", "before", "after")
+NARROWEST, MEAN, WIDEST = 4, 8, 12  # of the random configurations
+BUDGETS, DISCOUNTS = (0.7, 0.8, 1.0), (1.0, 0.2, 0.05, 0.02)
+W4 = {"widths": {"default": [8, 16], "input": {"x": [8]}, "output": {"h": [8]}, "weight": {"W": [4], "R": [4]}}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search is asked for."""
+
+    target: str
+    budget: float
+    discount: float
+
+    def __str__(self) -> str:
+        return f"{self.target}_{self.budget:g}_{self.discount:g}"
+
+    @property
+    def rules(self) -> Rules:
+        """The target's rules."""
+        if self.target != "npu_4x8":
+            return load_rules(self.target)
+        return Rules.from_mapping({**W4, "products": [[8, 4]], "max_table_bits": 4096}, self.target)
+
+
+FREE = tuple(Setting("fpga", budget, discount) for discount in DISCOUNTS for budget in BUDGETS)
+BOUND = tuple(
+    Setting(target, budget, 0.05)
+    for target, budgets in {"npu_8x8": (1.05, 1.1), "npu_8x16": (1.3, 1.5), "npu_4x8": (0.7, 0.8)}.items()
+    for budget in budgets
+)
+STACKED = tuple(Setting("fpga", budget, 0.05) for budget in (0.8, 1.0))
+
+SUMS = ("matmul.Wx", "matmul.Rh", "op.rRh", "op.old_contrib", "op.new_contrib")
+"""What a new state is summed up from."""
+
+VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "sums 16": dict.fromkeys(SUMS, 16),
+    "sums 12": dict.fromkeys(SUMS, 12),
+    "sums, x 16": dict.fromkeys((*SUMS, "input.x"), 16),
+    "sums, g_out 16": dict.fromkeys((*SUMS, "gate.g_out"), 16),
+    "sums 16, g_pre 10, g_out 16": {**dict.fromkeys((*SUMS, "gate.g_out"), 16), "gate.g_pre": 10},
+    "sums, outs 16": dict.fromkeys((*SUMS, "gate.z_out", "gate.r_out", "gate.g_out"), 16),
+    "sums, outs, h 16": dict.fromkeys((*SUMS, "gate.z_out", "gate.r_out", "gate.g_out", "output.h"), 16),
+}
+"""Of int8, by the operators that are wider."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A recipe, or a variant of one."""
+    """A recipe, or a variant of one, and the searches on it."""
 
     name: str
     recipe: str
+    settings: tuple[Setting, ...] = ()
+    presets: tuple[str, ...] = ("w4a8", "int8", "int8_mixed", "int16")
     options: tuple[str, ...] = ()
 
-    def job(self, preset: str, seed: int) -> Job:
-        """Return a run of it."""
-        return Job(self.recipe, preset, seed, self.options)
+    def first(self, seed: int) -> Job:
+        """Return the run that leaves the float model."""
+        return Job(self.recipe, "", seed, self.options).first
 
 
 STACK = ("model.num_layers=2", "model.bidirectional=true", "model.hidden_size=16", "trainer.max_epochs=60")
 MODELS = {
     model.name: model
     for model in (
-        Model("mackey_glass", "mackey_glass"),
-        Model("cascaded_tanks", "cascaded_tanks"),
-        Model("stack", "cascaded_tanks", STACK),
+        Model("stack", "cascaded_tanks", STACKED, ("w4a8", "int8", "int8_mixed"), STACK),
+        Model("cascaded_tanks", "cascaded_tanks", FREE + BOUND),
+        Model("mackey_glass", "mackey_glass", FREE + BOUND),
+        Model("sea_surface_temperature", "sea_surface_temperature"),
+        Model("speaker_identification", "speaker_identification"),
     )
 }
 
 
 def main() -> None:
-    """Search, train and collect, model by model; all trainings of all models go into one queue."""
+    """Search, train and collect; what can be done at once is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to this number")
@@ -80,104 +127,178 @@ def main() -> None:
     unknown = set(arguments.models) - set(MODELS)
     if unknown:
         parser.error(f"unknown model {', '.join(sorted(unknown))}; expected {', '.join(MODELS)}")
-    models = [MODELS[name] for name in arguments.models or MODELS]
-    seeds = range(1, arguments.seeds + 1)
-    _finish([model.job(PRESETS[0], seed) for model in models for seed in seeds], arguments.jobs)
-    found = {model: find(model) for model in models}
-    jobs = [
-        model.job(preset, seed)
-        for model in models
-        for preset in (*PRESETS, *(str(path) for path in found[model].values()))
-        for seed in seeds
-    ]
-    _finish(jobs, arguments.jobs)
+    models, seeds = [MODELS[name] for name in arguments.models or MODELS], range(1, arguments.seeds + 1)
+    for job, how in run_all([model.first(seed) for model in models for seed in seeds], arguments.jobs):
+        print(f"{job.recipe} seed {job.seed}, float: {how}", flush=True)
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"), _quiet) as pool:
+        searched = [model for model in models if model.settings]
+        found = _all(pool, find, [(model, s) for model in searched for s in model.settings])
+        _all(pool, predict, [(model,) for model in searched])
+        tasks = [
+            (model, seed, name, config)
+            for model in models
+            for name, config in configurations(model, found).items()
+            for seed in seeds
+        ]
+        rows = _all(pool, train, tasks)
     for model in models:
-        collect(model, found[model], seeds)
+        write_csv([rows[task] for task in tasks if task[0] == model], (*COLUMNS, *SEARCHED), _file("search", model))
 
 
-def _finish(jobs: list[Job], at_once: int) -> None:
-    for number, (job, how) in enumerate(run_all(jobs, at_once), start=1):
-        print(f"[{number}/{len(jobs)}] {job.recipe} {Path(job.preset).stem} seed {job.seed}: {how}", flush=True)
+def configurations(model: Model, found: Mapping[tuple, BitwidthConfig]) -> dict[str, BitwidthConfig]:
+    """Return what to train, by name."""
+    wide = {name: config_of({**dict.fromkeys(SEARCHED, 8), **widths}) for name, widths in VARIANTS.items()}
+    own = {str(setting): found[model, setting] for setting in model.settings}
+    return {preset: load_config(preset) for preset in model.presets} | ({} if model.options else wide) | own
 
 
-def find(model: Model, seed: int = 1) -> dict[tuple[float, float], Path]:
-    """Search on the float model of a seed; return a bit width file for each budget and discount."""
-    module, batches = observed(model, seed)
-    evaluator, rules = Evaluator(module, batches), load_rules()
-    known = measured_alone(evaluator, {name: rules.widths[name] for name in OPERATOR_COLUMNS})
-    write_csv(known.rows(), list(known.rows()[0]), RESULTS / f"sensitivity-{model.name}.csv")
-    predict(model, evaluator, known)
-    paths = {}
-    for budget, discount in itertools.product(BUDGETS, DISCOUNTS):
-        steps = assign(known, evaluator.error, lambda config: relative_cost(module, config), rules, budget, discount)
-        path = RUNS / "found" / model.name / f"budget_{budget}_discount_{discount}.json"
+def _all(pool: Executor, function: Callable[..., Any], tasks: list[tuple]) -> dict[tuple, Any]:
+    """Call a function with every task's arguments, in the pool; say what each gave."""
+    futures, results = {pool.submit(function, *task): task for task in tasks}, {}
+    for number, future in enumerate(as_completed(futures), start=1):
+        task = futures[future]
+        text, results[task] = future.result()
+        print(f"[{number}/{len(tasks)}] {task[0].name} {function.__name__}: {text}", flush=True)
+    return results
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "qgru"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _file(kind: str, model: Model) -> Path:
+    return RESULTS / f"{kind}-{model.name}.csv"
+
+
+def find(model: Model, setting: Setting) -> tuple[str, BitwidthConfig]:
+    """Search on the float model of seed 1."""
+    path = FOLDER / model.name / f"{setting}.json"
+    if not path.is_file():
+        module, batches = observed(model)
+        evaluator, rules = Evaluator(module, batches), setting.rules
+        known = measured_alone(evaluator, {name: rules.widths[name] for name in SEARCHED})
+        if setting.target == "fpga":
+            write_csv(known.rows(), list(known.rows()[0]), _file("sensitivity", model))
+
+        def price(config: BitwidthConfig) -> float:
+            return relative_cost(module, config)
+
+        steps = assign(known, evaluator.error, price, rules, setting.budget, setting.discount)
         path.parent.mkdir(parents=True, exist_ok=True)
-        steps[-1].config.to_json(path)
-        paths[budget, discount] = path
-        print(f"{model.name} budget {budget} discount {discount}: cost {steps[-1].cost:.3f}", flush=True)
-    return paths
+        min((s for s in steps if s.cost <= setting.budget), key=lambda step: step.error).config.to_json(path)
+    config = load_config(path)
+    return f"{setting} {list(widths_of(config).values())}", config
 
 
-def predict(model: Model, evaluator: Evaluator, known: Sensitivities, count: int = 40, mean_bits: int = 8) -> None:
+def predict(model: Model, count: int = 40) -> tuple[str, None]:
     """Compare predicted and measured errors of random configurations of equal total bits."""
+    module, batches = observed(model)
+    evaluator = Evaluator(module, batches)
+    known = measured_alone(evaluator, dict.fromkeys(SEARCHED, range(NARROWEST, WIDEST + 1)))
     rows = []
-    for number, widths in enumerate(itertools.islice(equal_totals(mean_bits), count)):
-        config = config_of(widths)
-        rows.append(
-            {"configuration": number, "predicted": known.predicted(config), "measured": evaluator.error(config)}
-            | widths
-        )
-    write_csv(rows, PREDICTION_COLUMNS, RESULTS / f"prediction-{model.name}.csv")
+    for number, widths in enumerate(islice(equal_totals(), count)):
+        predicted, measured = known.predicted(config_of(widths)), evaluator.error(config_of(widths))
+        rows.append({"configuration": number, "predicted": predicted, "measured": measured, **widths})
+    write_csv(rows, list(rows[0]), _file("prediction", model))
     rho = spearman([row["predicted"] for row in rows], [row["measured"] for row in rows])
-    print(f"{model.name}: rank correlation of predicted and measured error {rho:.3f}", flush=True)
+    return f"rank correlation of predicted and measured error {rho:.3f}", None
 
 
-def equal_totals(mean_bits: int) -> Iterator[dict[str, int]]:
-    """Yield random widths whose sum is that of `mean_bits` everywhere."""
+def equal_totals() -> Iterator[dict[str, int]]:
+    """Yield random widths of one sum."""
     generator = np.random.default_rng(5)
     while True:
-        widths = generator.integers(NARROWEST, WIDEST + 1, len(OPERATOR_COLUMNS))
-        if widths.sum() == mean_bits * len(OPERATOR_COLUMNS):
-            yield dict(zip(OPERATOR_COLUMNS, widths.tolist(), strict=True))
+        widths = generator.integers(NARROWEST, WIDEST + 1, len(SEARCHED))
+        if widths.sum() == MEAN * len(SEARCHED):
+            yield dict(zip(SEARCHED, widths.tolist(), strict=True))
 
 
 def spearman(a: list[float], b: list[float]) -> float:
-    """Return the correlation of the ranks (there are no ties)."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Return the correlation of the ranks; there are no ties."""
+    return float(np.corrcoef(*(np.argsort(np.argsort(values)) for values in (a, b)))[0, 1])
 
 
-def observed(model: Model, seed: int) -> tuple[LightningModule, list[Any]]:
-    """Load a float model, let its layers see the training data, and return it with the batches to search on."""
-    job = model.job(PRESETS[0], seed)
-    cfg = composed([*job.model_settings, f"seed={seed}"])
-    data = instantiate(cfg.datamodule)
-    data.setup("fit")
-    module = qgru.convert(instantiate(cfg.model))
-    module.load_state_dict(torch.load(job.first.folder / "float.ckpt", weights_only=True)["state_dict"])
-    batches = list(itertools.islice(data.train_dataloader(), cfg.get("calibration_batches", 32)))
+def observed(model: Model) -> tuple[LightningModule, list[Any]]:
+    """Return the float model of seed 1 after it saw training data, and the batches to measure errors on."""
+    module, data, _ = made(model, 1)
+    qgru.convert(module)
+    checkpoint = torch.load(model.first(1).folder / "float.ckpt", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    batches = list(islice(data.train_dataloader(), 32))
     calibrate(module, batches)
     return module.eval(), batches[:BATCHES]
 
 
-def collect(model: Model, found: dict[tuple[float, float], Path], seeds: range) -> None:
-    """Write the errors of all configurations and seeds."""
-    module, _ = observed(model, 1)
-    named = {preset: ({}, preset) for preset in PRESETS} | {
-        path.stem: ({"budget": budget, "discount": discount}, str(path)) for (budget, discount), path in found.items()
-    }
-    rows = []
-    for name, (how, preset) in named.items():
-        config = load_config(preset)
-        widths = {operator: config.operators[operator].bitwidth for operator in OPERATOR_COLUMNS}
-        for seed in seeds:
-            rows += [
-                {"configuration": name, **how, "seed": seed, "cost": relative_cost(module, config), **widths}
-                | {"stage": row.stage, "metric": row.metric, "value": row.value}
-                for row in read_rows(model.job(preset, seed).folder / "results.csv")
-                if row.stage in ("float", "ptq", "qat")
-            ]
-    write_csv(rows, COLUMNS, RESULTS / f"search-{model.name}.csv")
+def made(model: Model, seed: int) -> tuple[LightningModule, LightningDataModule, int]:
+    """Return a model, its data, and the number of epochs."""
+    cfg = composed([*model.first(seed).model_settings, f"seed={seed}"])
+    data = instantiate(cfg.datamodule)
+    data.setup("fit")
+    return instantiate(cfg.model), data, cfg.trainer.max_epochs
+
+
+class Score(lightning.Callback):
+    """Takes the test metric before the first quantized step and at the end."""
+
+    def __init__(self, data: LightningDataModule) -> None:
+        self.data, self.before, self.after = data, float("nan"), float("nan")
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        """Score what was calibrated just now."""
+        if self.before != self.before:
+            self.before = self.score(pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        """Score what was trained."""
+        self.after = self.score(pl_module)
+
+    @torch.no_grad()
+    def score(self, module: LightningModule) -> float:
+        """Return the test metric."""
+        module.eval()
+        metric = module.score.clone()
+        for x, y in self.data.test_dataloader():
+            metric.update(module(x), y)
+        module.train()
+        return float(metric.compute())
+
+
+def train(model: Model, seed: int, name: str, config: BitwidthConfig) -> tuple[str, dict[str, Any]]:
+    """Train quantized from the float model of a seed; return the errors."""
+    path = FOLDER / model.name / name / f"seed-{seed}.json"
+    cost = relative_cost(qgru.convert(made(model, seed)[0]), config)
+    row = {"configuration": name, "seed": seed, "cost": cost, **widths_of(config)}
+    setting = next((s for s in model.settings if str(s) == name), None)
+    row |= vars(setting) if setting else {}
+    done = json.loads(path.read_text()) if path.is_file() else None
+    if done is None or any(done.get(key) != value for key, value in row.items()):
+        done = row | _errors(model, seed, config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(done))
+    return f"{name} seed {seed} cost {cost:.3f}: {done['before']:.5f}, {done['after']:.5f}", done
+
+
+def _errors(model: Model, seed: int, config: BitwidthConfig) -> dict[str, Any]:
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    module, data, epochs = made(model, seed)
+    score = Score(data)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    lifecycle = QuantizationLifecycle({"GRU_config": config.to_nested()})
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        callbacks=[lifecycle, score],
+        **quiet,
+    )
+    folder = model.first(seed).folder
+    trainer.fit(module, datamodule=data, ckpt_path=folder / "float-stage" / "end.ckpt")
+    of_float = next(row.value for row in read_rows(folder / "results.csv") if row.stage == "float")
+    return {"metric": module.metric, "float": of_float, "before": score.before, "after": score.after}
 
 
 if __name__ == "__main__":
