@@ -192,16 +192,22 @@ def _largest_table(rules: Rules, gate: str) -> Widths:
 
 def cheapest(rules: Rules, cost: Callable[[BitwidthConfig], float]) -> tuple[Widths, float]:
     """Return the widths that cost least, and their cost."""
-    narrow = {name: rules.widths[name][0] for name in SEARCHED}
-    found = []
-    for of_x, of_h in product(*(_pairs(rules, pair) for pair in PRODUCTS)):
-        widths = narrow | dict(zip(PRODUCTS[0], of_x, strict=True)) | dict(zip(PRODUCTS[1], of_h, strict=True))
-        for bias, (_, weight) in zip(BIASES, PRODUCTS, strict=True):
+    widths = {name: rules.widths[name][0] for name in SEARCHED}
+    for pair, bias in zip(PRODUCTS, BIASES, strict=True):
+        choices = []
+        for operands in _least_pairs(rules, pair):
+            own = dict(zip(pair, operands, strict=True))
             if rules.wide_biases:
-                widths[bias] = min(width for width in rules.widths[bias] if width >= widths[weight])
-        found.append((cost(config_of(widths)), widths))
-    price, widths = min(found, key=lambda pair: pair[0])
-    return widths, price
+                own[bias] = min(width for width in rules.widths[bias] if width >= operands[1])
+            choices.append(widths | own)
+        widths = min(choices, key=lambda chosen: cost(config_of(chosen)))
+    return widths, cost(config_of(widths))
+
+
+def _least_pairs(rules: Rules, pair: tuple[str, str]) -> list[tuple[int, int]]:
+    """Return the allowed operands of a product that are in neither width wider than others."""
+    allowed = _pairs(rules, pair)
+    return [(a, w) for a, w in allowed if not any(b <= a and v <= w for b, v in allowed if (b, v) != (a, w))]
 
 
 def check_budget(rules: Rules, cost: Callable[[BitwidthConfig], float], budget: float) -> None:

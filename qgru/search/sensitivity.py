@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from qgru.configs import load_config
 from qgru.direction import Direction
-from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig
+from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
 from qgru.search.cost import REFERENCE
 from qgru.search.evaluation import Evaluator, Place
 from qgru.stages.passes import ForwardFn
@@ -32,10 +32,14 @@ BASE: Mapping[str, int] = MappingProxyType({name: 12 if name in PRE_ACTIVATIONS 
 WIDTHS = tuple(range(2, 13))
 
 
+@cache
+def _reference() -> Mapping[str, OperatorConfig]:
+    return load_config(REFERENCE).operators
+
+
 def config_of(widths: Mapping[str, int]) -> BitwidthConfig:
     """Return a configuration of these widths, with the symmetry and signs of the preset ``int8``."""
-    operators = load_config(REFERENCE).operators
-    return BitwidthConfig({name: replace(operators[name], bitwidth=width) for name, width in widths.items()})
+    return BitwidthConfig({name: replace(_reference()[name], bitwidth=width) for name, width in widths.items()})
 
 
 def widths_of(config: BitwidthConfig) -> dict[str, int]:
