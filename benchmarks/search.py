@@ -1,4 +1,4 @@
-"""Bit widths that a search finds against the presets: ``python -m benchmarks.search [--seeds 5] [--jobs 2] [model ...]``.
+"""Bit widths that a search finds against the presets: ``python -m benchmarks.search [--seeds 5] [--jobs 2]``.
 
 On the recipes that tell bit widths apart, and on a stack of two layers in both directions: searched on the float model
 of seed 1, under several budgets and with several discounts of the parameters' errors, then trained quantized from the
@@ -34,7 +34,7 @@ from qgru.callbacks import QuantizationLifecycle
 from qgru.configs import load_config
 from qgru.report.table import read_rows, write_csv
 from qgru.schema import BitwidthConfig
-from qgru.search import Rules, assign, load_rules, relative_cost
+from qgru.search import Rules, assign, cost_of, load_rules, relative_cost
 from qgru.search.evaluation import Evaluator
 from qgru.search.sensitivity import SEARCHED, config_of, measured_alone, widths_of
 from qgru.stages import calibrate
@@ -183,14 +183,16 @@ def find(model: Model, setting: Setting) -> tuple[str, BitwidthConfig]:
         if setting.target == "fpga":
             write_csv(known.rows(), list(known.rows()[0]), _file("sensitivity", model))
 
-        def price(config: BitwidthConfig) -> float:
-            return relative_cost(module, config)
-
-        steps = assign(known, evaluator.error, price, rules, setting.budget, setting.discount)
+        steps = assign(known, evaluator.error, _price(module), rules, setting.budget, setting.discount)
         path.parent.mkdir(parents=True, exist_ok=True)
         min((s for s in steps if s.cost <= setting.budget), key=lambda step: step.error).config.to_json(path)
     config = load_config(path)
     return f"{setting} {list(widths_of(config).values())}", config
+
+
+def _price(module: LightningModule) -> Callable[[BitwidthConfig], float]:
+    reference = cost_of(module, load_config("int8"))
+    return lambda config: cost_of(module, config).relative_to(reference)
 
 
 def predict(model: Model, count: int = 40) -> tuple[str, None]:
