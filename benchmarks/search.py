@@ -111,8 +111,8 @@ MODELS = {
         Model("stack", "cascaded_tanks", STACKED, ("w4a8", "int8", "int8_mixed"), STACK),
         Model("cascaded_tanks", "cascaded_tanks", FREE + BOUND),
         Model("mackey_glass", "mackey_glass", FREE + BOUND),
-        Model("sea_surface_temperature", "sea_surface_temperature"),
-        Model("speaker_identification", "speaker_identification"),
+        Model("sea_surface_temperature", "sea_surface_temperature", (), ("int8", "int8_mixed")),
+        Model("speaker_identification", "speaker_identification", (), ("int8", "int8_mixed")),
     )
 }
 
