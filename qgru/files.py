@@ -1,12 +1,13 @@
-"""Files that are written whole or not at all, JSON that is read with care, and names that stay in their folder."""
+"""Files that are written whole or not at all, CSV, JSON that is read with care, and names that stay in their folder."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all; see `written_whole`."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(rows: Iterable[dict[str, object]], columns: Sequence[str], path: str | Path) -> None:
+    """Write a CSV file at once, so that a reader never sees half of it."""
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Read a CSV file as one mapping of strings a row."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_json(path: str | Path) -> Any:

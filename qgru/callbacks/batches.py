@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader
 
 from qgru.callbacks import lightning_private
 from qgru.callbacks.packages import CombinedLoader, LightningModule, Trainer
+from qgru.stages.passes import isolated_random_states
+
+_FEW = 4  # the model is called on them some hundred times
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> Iterator[Any]:
@@ -29,6 +32,12 @@ def training_batches(trainer: Trainer, pl_module: LightningModule, count: int) -
             yield trainer.strategy.batch_to_device(batch)
     finally:
         loader.reset()
+
+
+def first_batches(trainer: Trainer, pl_module: LightningModule) -> list[Any]:
+    """Return the first few batches that calibration sees, which starts from the same random states."""
+    with isolated_random_states():
+        return list(training_batches(trainer, pl_module, _FEW))
 
 
 def _with_own_iterator(iterable: Any) -> Any:

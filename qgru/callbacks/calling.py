@@ -12,7 +12,7 @@ from qgru.callbacks.packages import LightningModule, Trainer
 from qgru.stages.passes import ForwardFn, call_model
 
 
-def call_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> None:
+def call_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> Any:
     """Call the model outside autocast, but with the default dtype of a `-true` precision; nothing is logged.
 
     Raises:
@@ -20,7 +20,18 @@ def call_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: Lig
     """
     device = trainer.strategy.root_device.type
     with unlogged(pl_module), trainer.precision_plugin.forward_context(), torch.autocast(device, enabled=False):
-        call_model(forward_fn, pl_module, batch)
+        return call_model(forward_fn, pl_module, batch)
+
+
+def outputs_in_float(trainer: Trainer, forward_fn: ForwardFn | None, pl_module: LightningModule, batch: Any) -> Any:
+    """Call the model as `call_in_float`; return what its own `forward` does in that, else what the call returns."""
+    outputs: list[Any] = []
+    handle = pl_module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        returned = call_in_float(trainer, forward_fn, pl_module, batch)
+    finally:
+        handle.remove()
+    return outputs or returned
 
 
 @contextmanager

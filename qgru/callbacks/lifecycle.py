@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 
 from qgru.callbacks import random_state
+from qgru.callbacks.auto import BitWidths
 from qgru.callbacks.batches import rewind
 from qgru.callbacks.calibrate import Calibrate
 from qgru.callbacks.checkpoint_io import write_weights
@@ -23,16 +24,15 @@ from qgru.callbacks.packages import (
     MisconfigurationException,
     Trainer,
     classes,
-    rank_zero_info,
     rank_zero_warn,
 )
 from qgru.callbacks.pickling import PickledAsArguments
 from qgru.callbacks.preflight import announce
 from qgru.callbacks.qat import QAT
 from qgru.callbacks.ranks import exclude_from_broadcast
+from qgru.callbacks.refine import refine
 from qgru.callbacks.schedule import calibration_epoch
 from qgru.callbacks.weights import exported_weights, share_quantization_state
-from qgru.configs import load_config
 from qgru.convert import convert, quantized_layers
 from qgru.exclusion import check_matches, check_patterns, matching, staying_float
 from qgru.stages.calibration import uncalibrated_layers
@@ -69,13 +69,14 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     stage on its few batches.
 
     With `export_dir`, besides the files of `Export`: ``float.ckpt`` (just before calibration), ``ptq.ckpt`` (just
-    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training); weights only. A folder that
-    can't be written to fails the fit at its start; a write that fails later is a warning, and leaves no half file.
-    A resumed run writes the same files byte for byte. (Lightning's `CSVLogger` begins another version then, unless it
-    is given `version`; `qgru.report.ResumableCSVLogger` goes on in the same one.)
+    after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training), weights only; and what
+    ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write
+    that fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte.
+    (Lightning's `CSVLogger` begins another version then, unless it is given `version`;
+    `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
-        config: the bit widths: a preset's name, the path of a JSON file, or a mapping.
+        config: the bit widths: a preset's name, the path of a file, or a mapping; ``"auto"`` finds them at calibration.
         calibrate_at_epoch: the epoch at whose start to calibrate, counted from 0; 0 is before the first step, for
             weights that are trained already. None is after 70 % of the epochs, and leaves one at least.
         calibration_batches: the number of training batches to calibrate on, over all ranks.
@@ -88,6 +89,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
         example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
         anneal, qat_learning_rate_scale: learning rates of quantization-aware training; see `QAT`.
+        budget, max_error, points, logits: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
+        target: what a chip takes: a name, a path, or a mapping; the rules that bit widths have to keep.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).
@@ -107,8 +110,14 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         dynamic_axes: dict[str, list[int]] | None = None,
         anneal: bool = True,
         qat_learning_rate_scale: float = 1.0,
+        budget: float | None = None,
+        max_error: float | None = None,
+        target: str | dict[str, Any] | None = None,
+        points: int = 1,
+        logits: bool = False,
     ) -> None:
-        self.config = load_config(config)
+        self.bit_widths = BitWidths(config, budget, max_error, target, points, logits)
+        self.config = self.bit_widths.config
         self.calibrate_at_epoch, self.qat = calibrate_at_epoch, qat
         self.export_dir = None if export_dir is None else Path(export_dir)
         self.exclude = check_patterns(exclude)
@@ -152,15 +161,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} holds no nn.GRU to convert; there is nothing to quantize{floats}"
             )
-        for name, layer in layers.items():
-            if not layer.is_calibrated():
-                layer.load_bitwidth_config(self.config)
-            elif layer.bitwidth_config != self.config:
-                rank_zero_warn(
-                    f"qgru: {name} is calibrated and keeps its grids; their bit widths are not those of config"
-                )
-        if self.config.disable_quantization:
-            rank_zero_info("qgru: the configuration has disable_quantization: the run stays in float")
+        self.bit_widths.apply(pl_module, layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is to be done, and plan the float stage, where there is one."""
@@ -260,7 +261,10 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         """Go from the float stage to the quantized one."""
         self._save(trainer, "float.ckpt")
         self._calibrate.run(trainer, pl_module)
+        self.bit_widths.find(trainer, pl_module, self._calibrate.forward_fn, self.qat, self.export_dir)
         self._finalize.run(trainer, pl_module)
+        if not self.qat:
+            refine(trainer, pl_module, self._calibrate.forward_fn, self.bit_widths.logits)
         for layer in quantized_layers(pl_module).values():
             layer.use_quantization = True
         self._save(trainer, "ptq.ckpt")

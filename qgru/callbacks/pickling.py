@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qgru.checkpoints import rebuilt_lifecycle
+from qgru.presets import AUTO
 
 
 class PickledAsArguments:
@@ -26,7 +27,7 @@ class PickledAsArguments:
     def __reduce__(self) -> tuple[Any, ...]:
         names, (args, kwargs) = inspect.signature(self.__init__).parameters, self._given
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        if "config" in names:
+        if "config" in names and arguments.get("config") != AUTO:
             arguments["config"] = self.config.to_mapping()  # the file that it was read from may be gone
         subclass = () if PickledAsArguments in type(self).__bases__ else (type(self),)
         return rebuilt_lifecycle, (_plain(arguments), *subclass)

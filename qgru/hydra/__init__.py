@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -68,6 +68,16 @@ class QuantNode:
     operator_config: OperatorsNode = field(default_factory=OperatorsNode)
 
 
+@dataclass
+class AutoNode:
+    """The types of ``+quant=auto``'s ``quant`` node; ranges are checked by the lifecycle."""
+
+    budget: float = 1.0
+    max_error: Optional[float] = None  # noqa: UP045  for OmegaConf
+    points: int = 1
+    logits: bool = False
+
+
 class QGRUSearchPathPlugin(SearchPathPlugin):
     """Appends qgru's configuration folder, and bit width files, to Hydra's search path, after the program's own."""
 
@@ -96,7 +106,7 @@ def warn_of_a_late_import() -> None:
     presets = {path.stem for path in (conf_folder() / "quant").glob("*.yaml")}
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
-        if key == "quant" and (value in presets or value.endswith(".json")):
+        if key == "quant" and (value in presets or value.endswith((".json", ".yaml"))):
             warnings.warn(
                 f"{override} had no effect but the plain string {value!r}: the configuration was composed before Hydra "
                 "knew of qgru's presets. Write import qgru behind import hydra at the top of the program, or put "
@@ -106,6 +116,7 @@ def warn_of_a_late_import() -> None:
 
 
 ConfigStore.instance().store(group="qgru_schema", name="typed", node=QuantNode, provider="qgru")
+ConfigStore.instance().store(group="qgru_schema", name="auto", node=AutoNode, provider="qgru")
 if __name__ == "qgru.hydra":  # as part of hydra_plugins, Hydra is about to register both
     from qgru.hydra.files import QGRUFileSource
 

@@ -1,6 +1,6 @@
-"""``+quant=path/to/file.json`` on a Hydra command line, and overrides of operators that there are not.
+"""``+quant=path/to/file.json`` (or ``.yaml``) on a Hydra command line, and overrides of what there is not.
 
-Hydra executes this file by itself where it finds plugins: it imports qgru, and so torch, for a JSON file alone.
+Hydra executes this file by itself where it finds plugins: it imports qgru, and so torch, for such a file alone.
 """
 
 import sys
@@ -15,6 +15,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 _GROUP = "quant/"
+_AUTO = "auto"
+_EXAMPLES = ("int8", _AUTO)  # of what presets hold, and of what the search for one does
+_FILES = (".json", ".yaml")
 _OPTIONAL = "op.Rh_add_br"
 
 
@@ -39,8 +42,8 @@ class QGRUFileSource(ConfigSource):
         return False
 
     def is_config(self, config_path: str) -> bool:
-        """Tell whether a choice of ``quant`` is written like a JSON file's path."""
-        return config_path.startswith(_GROUP) and config_path.endswith(".json")
+        """Tell whether a choice of ``quant`` is written like a file's path; Hydra's own folders come first."""
+        return config_path.startswith(_GROUP) and config_path.endswith(_FILES)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Have nothing to list."""
@@ -52,11 +55,11 @@ class QGRUFileSource(ConfigSource):
         Raises:
             ConfigCompositionException: where it is not there, or no bit width configuration.
         """
-        from qgru.schema import BitwidthConfig
+        from qgru.configs import load_config
 
         path = Path(config_path.removeprefix(_GROUP))
         try:
-            quant = BitwidthConfig.from_json(path).to_nested()
+            quant = load_config(path).to_nested()
         except (OSError, ValueError) as error:
             raise ConfigCompositionException(f"+quant={path} is no bit width file: {error}") from error
         defaults = ["/qgru_lifecycle@_global_", {"optional /qgru_schema@quant": "typed"}, "_self_"]
@@ -76,18 +79,23 @@ def check_overrides(arguments: Sequence[str], presets: Path) -> None:
     """
     names = {path.stem for path in (presets / "quant").glob("*.yaml")}
     chosen = [choice for key, value in _split(arguments) if key == "quant" for choice in value.split(",")]
-    if not any(choice in names or choice.endswith(".json") for choice in chosen):
+    known = {choice for choice in chosen if choice in names or choice.endswith(_FILES)}
+    if not known:
         return  # somebody else's quant
-    node = OmegaConf.to_container(OmegaConf.load(presets / "quant" / "int8.yaml").quant)
+    files = (OmegaConf.load(presets / "quant" / f"{name}.yaml") for name in _EXAMPLES)
+    node, auto = (OmegaConf.to_container(file.quant) for file in files)
     groups = node["operator_config"]
     operators = [f"{group}.{leaf}" for group, leaves in groups.items() for leaf in leaves] + [_OPTIONAL]
     fields = list(groups["input"]["x"])
+    sections = {*(node if known != {_AUTO} else ()), *(auto if _AUTO in known else ())}
+    expected = [f"quant.{name}" for name in auto if name in sections]
+    if known != {_AUTO}:
+        expected.append(f"quant.operator_config.<operator>.<field>, with {_expected(operators, fields)}")
     for key, value in _split(arguments):
         section, _, rest = key.removeprefix("quant.").partition(".")
-        if key.startswith("quant.") and section not in node:
+        if key.startswith("quant.") and section not in sections:
             raise ConfigCompositionException(
-                f"{key}={value}: there is no {section!r} in quant; expected quant.operator_config.<operator>.<field>, "
-                f"with {_expected(operators, fields)}"
+                f"{key}={value}: there is no {section!r} in quant; expected {' or '.join(expected)}"
             )
         if key.startswith("quant.operator_config."):
             _check_operator(key, value, rest.split("."), operators, fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from qgru.callbacks import QuantizationLifecycle
 from qgru.callbacks.packages import LightningDataModule, LightningModule, Trainer, rank_zero_info, rank_zero_only
 from qgru.convert import quantized_layers
 from qgru.direction import directions_of, parameter_name
 from qgru.gru import QuantGRU
 from qgru.report.distributions import draw_distributions
 from qgru.report.onnx_stage import OnnxForward
+from qgru.report.search import draw_search
 from qgru.report.table import Row, print_rows, write_rows
 from qgru.schema import WEIGHTS
+from qgru.search import relative_cost
 
 _STAGES = ("float", "ptq", "qat")
 _EXPORTED = "model_qdq.onnx"
@@ -29,9 +32,10 @@ def compare(
 ) -> list[Row]:
     """Evaluate every stage that a run left in its folder; print one table, write ``results.csv``, draw the grids.
 
-    The stages are ``float.ckpt``, ``ptq.ckpt``, ``qat.ckpt`` and ``model_qdq.onnx``, as `QuantizationLifecycle` writes
-    them into its `export_dir`; a model without them is evaluated as it is, as ``float``. A data module with a method
-    ``baselines() -> {name: {metric: value}}`` gets a line for each.
+    What a search of bit widths found is drawn as well. The stages are ``float.ckpt``, ``ptq.ckpt``, ``qat.ckpt``
+    and ``model_qdq.onnx``, as `QuantizationLifecycle` writes them into its `export_dir`; a model without them is
+    evaluated as it is, as ``float``. A data module with a method ``baselines() -> {name: {metric: value}}`` gets a
+    line for each.
 
     Args:
         trainer: evaluates with its own precision, devices and limits; nothing reaches its loggers.
@@ -53,7 +57,7 @@ def compare(
         if found and (run_dir / _EXPORTED).is_file():
             rows += _evaluate_onnx(trainer, model, datamodule, run_dir / _EXPORTED)
     rows = [*_baselines(datamodule), *rows]
-    _write(rows, model, run_dir)
+    _write(rows, model, run_dir, trainer.callbacks)
     return rows
 
 
@@ -78,8 +82,8 @@ def _weight_bits(gru: QuantGRU) -> Iterator[tuple[int, int]]:
 
 def _evaluate(stage: str, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> list[Row]:
     (metrics,) = trainer.test(model, datamodule=datamodule, verbose=False)
-    size = weight_bytes(model)
-    return [Row(stage, name, value, size) for name, value in metrics.items()]
+    size, cost = weight_bytes(model), None if stage == "float" else relative_cost(model)
+    return [Row(stage, name, value, size, cost=cost) for name, value in metrics.items()]
 
 
 def _evaluate_onnx(trainer: Trainer, model: LightningModule, datamodule: Any, path: Path) -> list[Row]:
@@ -97,8 +101,11 @@ def _baselines(datamodule: LightningDataModule) -> list[Row]:
 
 
 @rank_zero_only
-def _write(rows: list[Row], model: nn.Module, run_dir: Path) -> None:
+def _write(rows: list[Row], model: nn.Module, run_dir: Path, callbacks: Sequence[Any]) -> None:
     write_rows(rows, run_dir / "results.csv")
+    for callback in callbacks:
+        if isinstance(callback, QuantizationLifecycle) and callback.bit_widths.found is not None:
+            draw_search(callback.bit_widths.found, run_dir)
     if not draw_distributions(model, run_dir) and quantized_layers(model):
         rank_zero_info("qgru: no picture of the distributions: what calibration saw is not kept in checkpoints")
     print_rows(str(run_dir), (), {(): rows})

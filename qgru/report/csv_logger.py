@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from qgru.callbacks.packages import classes, rank_zero_only
-from qgru.report.table import read_csv
+from qgru.files import read_csv
 
 
 class ResumableCSVLogger(classes("loggers.CSVLogger")[0]):  # trainers of either package log to any logger

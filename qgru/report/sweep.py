@@ -13,12 +13,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_csv, write_rows
+from qgru.files import read_csv, write_csv
+from qgru.report.front import draw_front
+from qgru.report.table import FIELDS, Row, print_rows, read_rows, write_rows
 
 log = logging.getLogger(__name__)
 
 
 _RESULTS = "results.csv"
+_PICTURE = "front.png"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Job:
 
 
 class SweepReport(Callback):
-    """Hydra callback: gathers the jobs' ``results.csv`` into the sweep's folder, and prints their table at the end.
+    """Hydra callback: gathers the jobs' ``results.csv`` into the sweep's folder; prints their table at the end.
+
+    ``front.png`` shows there what is quantized: error over cost, a mark a job.
 
     The file is written anew after every job, so that it is there as well where Hydra stops at a failed one. Jobs may
     run side by side, in processes or on machines that share the folder. A job's own ``results.csv`` says that it has
@@ -48,7 +53,7 @@ class SweepReport(Callback):
         _gather(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Gather all jobs and print the table."""
+        """Gather all jobs, print the table and draw the front."""
         folder = Path(config.hydra.sweep.dir)
         for job_folder in _job_folders(folder):
             _end(job_folder)
@@ -60,6 +65,7 @@ class SweepReport(Callback):
             groups.setdefault(tuple(job.overrides.get(key, "") for key in keys), []).extend(job.rows)
         columns = [key.removesuffix(".bitwidth") for key in keys]
         print_rows(f"{folder / _RESULTS}: {len(jobs)} jobs", columns, groups)
+        draw_front(read_csv(folder / _RESULTS), folder / _PICTURE)
         for job in jobs:
             if not job.rows:
                 log.error("job %s has no results: %s", job.name, job.overrides)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from qgru.files import written_whole
+from qgru.files import read_csv, write_csv
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Row:
         value: over the whole test set.
         weight_bytes: of all parameters at their bit widths; None for a baseline.
         differing_integers: between the exported file and the module; None for the other stages.
+        cost: of the bit widths, relative to int8's; None where nothing is quantized. See `qgru.search.relative_cost`.
     """
 
     stage: str
@@ -32,6 +32,7 @@ class Row:
     value: float
     weight_bytes: int | None = None
     differing_integers: int | None = None
+    cost: float | None = None
 
 
 FIELDS = tuple(field.name for field in fields(Row))
@@ -43,7 +44,7 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read ``results.csv`` back."""
+    """Read ``results.csv`` back; one that was written before there were costs has none."""
     return [
         Row(
             stage=cells["stage"],
@@ -51,23 +52,10 @@ def read_rows(path: str | Path) -> list[Row]:
             value=float(cells["value"]),
             weight_bytes=_integer(cells["weight_bytes"]),
             differing_integers=_integer(cells["differing_integers"]),
+            cost=float(cells["cost"]) if cells.get("cost") else None,
         )
         for cells in read_csv(path)
     ]
-
-
-def write_csv(rows: Iterable[dict[str, object]], columns: Sequence[str], path: str | Path) -> None:
-    """Write a CSV file at once, so that a reader never sees half of it."""
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read a CSV file as one mapping of strings a row."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -90,7 +78,8 @@ def print_rows(title: str, keys: Sequence[str], groups: dict[tuple[str, ...], Se
     for key in keys:
         table.add_column(key.removeprefix("quant.operator_config."), overflow="fold")
     table.add_column("stage", no_wrap=True)
-    for name in (*(metric.removeprefix("test/") for metric in metrics), "weight\nbytes", "differing\nintegers"):
+    names = [metric.removeprefix("test/") for metric in metrics]
+    for name in (*names, "weight\nbytes", "cost", "differing\nintegers"):
         table.add_column(name, justify="right", no_wrap=True)  # where it is narrow, no number is cut
     for cells, rows in groups.items():
         for stage in dict.fromkeys(row.stage for row in rows):
@@ -101,12 +90,14 @@ def print_rows(title: str, keys: Sequence[str], groups: dict[tuple[str, ...], Se
 
 
 def _numbers(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Return the cells right of the stage: each metric, the bytes, and the worst count of differing integers."""
+    """Return the cells right of the stage: each metric, bytes, mean cost, and the worst count of differing integers."""
+    costs = [row.cost for row in rows if row.cost is not None]
     size = max((row.weight_bytes for row in rows if row.weight_bytes is not None), default=None)
     differing = max((row.differing_integers for row in rows if row.differing_integers is not None), default=None)
     return [
         *(mean_and_spread([row.value for row in rows if row.metric == metric]) for metric in metrics),
         "" if size is None else f"{size:,}",
+        f"{statistics.mean(costs):.3g}" if costs else "",
         "" if differing is None else f"{differing:,}",
     ]
 

@@ -3,6 +3,7 @@
 from qgru.search.assign import assign
 from qgru.search.cost import Cost, cost_of, relative_cost
 from qgru.search.preset import write_preset
+from qgru.search.refine import Move, refine_exponents
 from qgru.search.rules import Rules, load_rules
 from qgru.search.search import Found, Point, search
 from qgru.search.sensitivity import Sensitivities, sensitivities
@@ -10,12 +11,14 @@ from qgru.search.sensitivity import Sensitivities, sensitivities
 __all__ = [
     "Cost",
     "Found",
+    "Move",
     "Point",
     "Rules",
     "Sensitivities",
     "assign",
     "cost_of",
     "load_rules",
+    "refine_exponents",
     "relative_cost",
     "search",
     "sensitivities",

@@ -40,8 +40,10 @@ def main(processes: int, folder: Path, start: Path | None = None) -> None:
     seed_everything(3, verbose=False)
     # A batch of 6 on each of two ranks is every second row of a batch of 12: the same rows, dealt out.
     data = torch.utils.data.DataLoader(dataset(48), batch_size=12 // processes)
+    config = os.environ.get("CONFIG", "int8")
+    search = {"budget": 0.8, "target": {"widths": {"default": [4, 8]}}} if config == "auto" else {}
     lifecycle = QuantizationLifecycle(
-        calibrate_at_epoch=0, calibration_batches=3 * processes, export_dir=str(folder / "files")
+        config, **search, calibrate_at_epoch=0, calibration_batches=3 * processes, export_dir=str(folder / "files")
     )
     package = import_module(os.environ.get("PACKAGE", "lightning.pytorch"))
     checkpoint = package.callbacks.ModelCheckpoint(folder, save_last=True)

@@ -13,7 +13,7 @@ from qgru.configs import load_config
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
 
 CONF = Path(__file__).parents[2] / "conf"
-PRESETS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
+PRESETS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"auto"})
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
 

@@ -59,13 +59,15 @@ def test_the_main_job_leaves_everything_in_its_folder(speakers):
 
 def test_the_main_jobs_table_has_every_stage_and_no_differing_integer(speakers):
     header = (speakers / "results.csv").read_text().splitlines()[0]
-    assert header == "stage,metric,value,weight_bytes,differing_integers"
+    assert header == "stage,metric,value,weight_bytes,differing_integers,cost"
     rows = read_rows(speakers / "results.csv")
     assert [row.stage for row in rows] == ["majority", "float", "ptq", "qat", "onnx"]
     assert {row.metric for row in rows} == {"test/accuracy"}
     parameters, head = 3 * 64 * (12 + 64 + 2), 9 * (64 + 1)
     assert [row.weight_bytes for row in rows[1:]] == [4 * (parameters + head), *[parameters + 4 * head] * 3]
     assert rows[-1].differing_integers == 0 and rows[-1].value == rows[-2].value
+    assert [row.cost for row in rows[:2]] == [None, None] and len({row.cost for row in rows[2:]}) == 1
+    assert rows[2].cost > 1.5, "the mixed preset has a tanh table of 4096 entries"
 
 
 def test_no_flag_is_the_float_run(monkeypatch, tmp_path):

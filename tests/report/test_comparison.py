@@ -63,6 +63,12 @@ def test_bytes_and_differing_integers(run):
     assert [row.differing_integers for row in rows] == [None, None, None, None, 0]
 
 
+def test_what_is_quantized_has_a_cost(run):
+    """The reference's own is 1."""
+    *_, rows = run
+    assert [row.cost for row in rows] == [None, None, 1.0, 1.0, 1.0]
+
+
 def test_the_folder_holds_the_rows_and_the_pictures(run):
     *_, folder, rows = run
     assert read_rows(folder / "results.csv") == rows

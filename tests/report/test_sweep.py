@@ -21,7 +21,8 @@ def job(folder: Path, overrides: list[str], values: dict[str, float] | None, see
     OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(OmegaConf.create({"seed": seed}), folder / ".hydra" / "config.yaml")
     if values is not None:
-        write_rows([Row(stage, "test/rmse", value, 100, 0) for stage, value in values.items()], folder / "results.csv")
+        rows = [Row(stage, "test/rmse", value, 100, 0, 0.75) for stage, value in values.items()]
+        write_rows(rows, folder / "results.csv")
 
 
 @pytest.fixture
@@ -65,12 +66,13 @@ def test_one_file_holds_every_job_and_the_failed_one(sweep):
     rows = lines(sweep.folder)
     assert list(rows[0]) == [
         *("job", "quant", BITS, "seed"),
-        *("stage", "metric", "value", "weight_bytes", "differing_integers"),
+        *("stage", "metric", "value", "weight_bytes", "differing_integers", "cost"),
     ]
     assert len(rows) == 11 * 2 + 1
     assert rows[3] == {
         **{"job": "1", "quant": "int8", BITS: "4", "seed": "2"},
         **{"stage": "qat", "metric": "test/rmse", "value": "2.5", "weight_bytes": "100", "differing_integers": "0"},
+        "cost": "0.75",
     }
     assert rows[-1]["job"] == "11" and rows[-1]["stage"] == "failed" and rows[-1]["value"] == ""
 
@@ -78,9 +80,9 @@ def test_one_file_holds_every_job_and_the_failed_one(sweep):
 def test_the_table_is_the_mean_over_seeds_and_names_what_failed(sweep, capsys, caplog):
     SweepReport().on_multirun_end(sweep.config)
     table = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert ["4", "float", "1", "±", "0", "100", "0"] in table
-    assert ["4", "qat", "2.875", "±", "0.47", "100", "0"] in table
-    assert ["8", "qat", "2.375", "±", "0.2", "100", "0"] in table
+    assert ["4", "float", "1", "±", "0", "100", "0.75", "0"] in table
+    assert ["4", "qat", "2.875", "±", "0.47", "100", "0.75", "0"] in table
+    assert ["8", "qat", "2.375", "±", "0.2", "100", "0.75", "0"] in table
     assert not any("int8" in cells for cells in table), "what does not vary is no column"
     assert "job 11" in caplog.text
 
