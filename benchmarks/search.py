@@ -200,10 +200,11 @@ def predict(model: Model, count: int = 40) -> tuple[str, None]:
     module, batches = observed(model)
     evaluator = Evaluator(module, batches)
     known = measured_alone(evaluator, dict.fromkeys(SEARCHED, range(NARROWEST, WIDEST + 1)))
-    rows = []
+    price, rows = _price(module), []
     for number, widths in enumerate(islice(equal_totals(), count)):
-        predicted, measured = known.predicted(config_of(widths)), evaluator.error(config_of(widths))
-        rows.append({"configuration": number, "predicted": predicted, "measured": measured, **widths})
+        config = config_of(widths)
+        errors = {"predicted": known.predicted(config), "measured": evaluator.error(config)}
+        rows.append({"configuration": number, "cost": price(config), **errors, **widths})
     write_csv(rows, list(rows[0]), _file("prediction", model))
     rho = spearman([row["predicted"] for row in rows], [row["measured"] for row in rows])
     return f"rank correlation of predicted and measured error {rho:.3f}", None
