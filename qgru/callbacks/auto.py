@@ -40,11 +40,12 @@ class BitWidths:
         max_error: of the outputs; found is the least cost that has no more, where the budget allows.
         target: what a chip takes: the name of a file of ``conf/target``, a path, or a mapping.
         points: how many to choose along the front, from the budget down.
-        logits: the outputs are logits, compared by KL divergence.
+        logits: the outputs are logits, compared by KL divergence where they are compared.
 
     Attributes:
         config: those to begin with: int8 until others are found.
         is_searched: True for ``"auto"``.
+        logits: as given.
         found: what the last fit's search found, on rank zero; None where none was searched.
 
     Raises:
@@ -70,7 +71,7 @@ class BitWidths:
             raise ValueError(f"logits is {shown(logits)}; expected true or false")
         if max_error is not None and points > 1:
             raise ValueError(f"max_error is {max_error} and points is {points}; expected one of them")
-        given = {"budget": budget, "max_error": max_error, "points": points - 1, "logits": logits}
+        given = {"budget": budget, "max_error": max_error, "points": points - 1}
         if not self.is_searched and any(given.values()):
             names = " and ".join(name for name, value in given.items() if value)
             raise ValueError(f"{names} is for a search, and config is {shown(config)}; expected {AUTO!r}")

@@ -89,8 +89,8 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         exclude: names of `nn.GRU` layers that stay in float, with wildcards: ``["teacher.*"]``.
         example_inputs, dynamic_axes: for the export of a whole model; see `Export`.
         anneal, qat_learning_rate_scale: learning rates of quantization-aware training; see `QAT`.
-        budget, max_error, points, logits: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
-        target: what a chip takes: a name, a path, or a mapping; the rules that bit widths have to keep.
+        budget, max_error, points: what ``"auto"`` is to find; see `qgru.callbacks.auto.BitWidths`.
+        target, logits: the rules of a chip, and of what kind outputs are, where they are compared; see there.
 
     Raises:
         ValueError, FileNotFoundError: for an argument that is not one of these, naming it (or its operator).

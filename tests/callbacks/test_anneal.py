@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import copy
 import pickle
-from math import cos, inf, nan, pi
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
-from torch.optim import SGD, Adam, Optimizer, lr_scheduler
+from torch.optim import SGD, Optimizer, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 from qgru.callbacks import QAT, QuantizationLifecycle
 from qgru.callbacks import qat as qat_module
 from qgru.report.table import read_csv
 
-from .models import MODELS, PACKAGES, Model, assert_same, calibrated, dataset, fit, loader, state, trainer
-
-
-class Recording(Adam):
-    """Notes with which learning rates it steps."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.used: list[list[float]] = []
-
-    def _init_group(self, group: dict[str, Any], *args: Any) -> Any:  # called in the step, after the closure
-        if group is self.param_groups[0]:
-            self.used.append([float(group["lr"]) for group in self.param_groups])
-        return super()._init_group(group, *args)
-
-
-class Scheduled(Model):
-    """Two parameter groups, and any scheduler."""
-
-    def __init__(self, schedule: Any = None, interval: str = "step", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.schedule, self.interval = schedule, interval
-
-    def configure_optimizers(self) -> Any:
-        groups = [{"params": self.gru.parameters()}, {"params": self.head.parameters(), "lr": 0.004}]
-        self.optimizer = Recording(groups, lr=0.01)
-        if self.schedule is None:
-            return self.optimizer
-        scheduler = {"scheduler": self.schedule(self.optimizer), "interval": self.interval, "monitor": "val_loss"}
-        return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
-
-
-def cosine(step: int, total: int) -> float:
-    return 0.01 + 0.99 * (1 + cos(pi * step / total)) / 2
-
-
-def expected(total: int, before: int) -> list[Any]:
-    """The rates of steps that are taken before quantization-aware training, and of the `total` that follow."""
-    factors = [1.0] * before + [cosine(step, total) for step in range(total)]
-    return [pytest.approx([0.01 * factor, 0.004 * factor], rel=1e-9) for factor in factors]
+from .models import MODELS, PACKAGES, Model, assert_same, calibrated, dataset, fit, state, trainer
+from .recording import Manual, Scheduled, cosine, expected
 
 
 @pytest.mark.parametrize(
@@ -144,25 +104,6 @@ def test_effective_rates_are_logged(tmp_path: Path, package: Any) -> None:
             "qat/learning_rate/0": every,
             "qat/learning_rate/1": [(step, pytest.approx(0.4 * rate)) for step, rate in rates.items()],
         }
-
-
-class Manual(Model):
-    """Steps one optimizer in every batch, the other one in every second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        for index, optimizer in enumerate(self.optimizers()):
-            if batch_idx % (index + 1) == 0:
-                optimizer.zero_grad()
-                self.manual_backward(nn.functional.mse_loss(self(batch[0]), batch[1]))
-                optimizer.step()
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        self.both = Recording(self.gru.parameters(), lr=0.01), Recording(self.head.parameters(), lr=0.004)
-        return list(self.both)
 
 
 def test_manual_optimization_counts_batches(tmp_path: Path) -> None:
@@ -281,112 +222,6 @@ def test_nothing_is_left_behind(tmp_path: Path, fails: bool) -> None:
     assert len(model.optimizer.used) == (9 if fails else 16)
     assert not model.optimizer._optimizer_step_pre_hooks and not model.optimizer._optimizer_step_post_hooks
     assert [group["lr"] for group in model.optimizer.param_groups] == [0.01, 0.004]
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(Callback):
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.at = (epoch, batch)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise Killed
-
-
-def decaying() -> Scheduled:
-    return Scheduled(lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.95))
-
-
-def run(folder: Path, callback: Any, *extra: Any, ckpt_path: Any = None, model: Any = decaying, **kwargs: Any) -> Any:
-    seed_everything(3, verbose=False)
-    model, checkpoint = model(), ModelCheckpoint(folder, save_last=True)
-    runner = trainer(folder, callback, checkpoint, *extra, **{"max_epochs": 5, **kwargs})
-    runner.fit(model, loader(), loader(12, seed=8), ckpt_path=ckpt_path)
-    return model
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"precision": "bf16-mixed"},
-        {"max_epochs": -1, "max_steps": 18},
-        {"max_epochs": 9, "max_steps": 18},
-        {"accumulate_grad_batches": 3},
-        {"model": Manual},
-        {"model": Manual, "max_epochs": 9, "max_steps": 28},
-    ],
-    ids=str,
-)
-def test_resumed(tmp_path: Path, settings: dict) -> None:
-    """In the last epoch, so that a cosine that began anew where the run did would be another one.
-
-    (Where `max_steps` and `max_epochs` limit a fit, Lightning resumes it with an epoch less to go: hence the 9.)
-    """
-
-    def lifecycle() -> QuantizationLifecycle:
-        return QuantizationLifecycle(calibrate_at_epoch=1, qat_learning_rate_scale=2.0)
-
-    whole = run(tmp_path / "whole", lifecycle(), **settings)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", lifecycle(), Kill(4, 1), **settings)
-    resumed = run(tmp_path / "killed", lifecycle(), ckpt_path="last", **settings)
-    assert_same(state(resumed), state(whole))
-    for one, other in zip(_optimizers(resumed), _optimizers(whole), strict=True):
-        assert 0 < len(one.used) <= 4 and one.used == other.used[-len(one.used) :]
-
-
-def _optimizers(model: Any) -> tuple[Recording, ...]:
-    return model.both if isinstance(model, Manual) else (model.optimizer,)
-
-
-def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    """Lightning says nothing of an epoch that starts then. It starts the data anew, so the data is one batch."""
-
-    def run_steps(*extra: Any, ckpt_path: Any = None) -> Scheduled:
-        seed_everything(3, verbose=False)
-        model, data = Scheduled(), loader(6, sampler=[0, 1, 2, 3, 4, 5] * 4)
-        checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
-        lifecycle = QuantizationLifecycle(calibrate_at_epoch=0)
-        trainer(tmp_path, lifecycle, checkpoint, *extra, max_epochs=2).fit(model, data, ckpt_path=ckpt_path)
-        return model
-
-    with pytest.raises(Killed):
-        run_steps(Kill(1, 2))
-    assert run_steps(ckpt_path="last").optimizer.used == expected(8, before=0)[6:]
-
-
-def test_stages_alone_are_resumed(tmp_path: Path) -> None:
-    def calibrated_model() -> Any:
-        return calibrated(lambda: Scheduled(dropout=0.0))  # nothing restores random states here
-
-    whole = run(tmp_path / "whole", QAT(), model=calibrated_model, max_epochs=3)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", QAT(), Kill(2, 1), model=calibrated_model, max_epochs=3)
-    resumed = run(tmp_path / "killed", QAT(), ckpt_path="last", model=calibrated_model, max_epochs=3)
-    assert resumed.optimizer.used == expected(12, before=0)[8:]
-    assert_same(state(resumed), state(whole))
-
-
-def test_checkpoints_from_before_there_was_annealing(tmp_path: Path) -> None:
-    """They anneal over what is left."""
-    with pytest.raises(Killed):
-        run(tmp_path, QuantizationLifecycle(calibrate_at_epoch=1), Kill(3, 0), model=Scheduled)
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert checkpoint["qgru_lifecycle"].pop("qat") == {"epoch": 1, "step": 4}
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    lifecycle = QuantizationLifecycle(calibrate_at_epoch=1)
-    resumed = run(tmp_path, lifecycle, ckpt_path=tmp_path / "old.ckpt", model=Scheduled)
-    assert resumed.optimizer.used == expected(8, before=0)
-
-
-def test_a_second_fit_begins_anew(tmp_path: Path) -> None:
-    lifecycle = QuantizationLifecycle(calibrate_at_epoch=1)
-    model = fit(tmp_path, lifecycle, model=Scheduled, max_epochs=2)
-    assert fit(tmp_path, lifecycle, model=model, max_epochs=1).optimizer.used == expected(4, before=0)
 
 
 def test_optimizers_without_hooks_are_named(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_resumed_fit_searches_only_where_it_has_not(
         ({"target": "npu_9x9"}, "npu_9x9.*npu_8x8"),
         ({"target": {"width": 8}}, "'width'"),
         ({"config": "int8", "budget": 0.8}, "budget is for a search, and config is 'int8'; expected 'auto'"),
-        ({"config": "int8", "points": 2, "logits": True}, "points and logits is for a search"),
+        ({"config": {}, "points": 2, "budget": 1}, "budget and points is for a search, and config is {}"),
     ],
 )
 def test_bad_arguments_fail_in_the_constructor(arguments: dict[str, Any], message: str) -> None:

@@ -35,6 +35,7 @@ def test_the_flag_reaches_the_lifecycle():
 def test_a_recipe_says_whether_its_outputs_are_logits():
     recipes = {"speaker_identification": True, "sea_surface_temperature": False}
     assert {name: composed("+quant=auto", f"recipe={name}").quant.logits for name in recipes} == recipes
+    assert composed("+quant=int8", "recipe=speaker_identification").callbacks.quantization.logits
     assert not composed("+quant=auto", "quant.logits=false").callbacks.quantization.logits
 
 
