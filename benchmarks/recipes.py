@@ -27,7 +27,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import qgru.hydra  # noqa: F401  composes as train.py does
-from qgru.report.table import FIELDS, read_rows, write_csv
+from qgru.files import write_csv
+from qgru.report.table import FIELDS, read_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,8 +38,8 @@ BUDGET = " at "  # "auto at 0.8" is the preset `auto` with that budget
 PRESETS = {
     "speaker_identification": ("int8", "int8_mixed"),
     "sea_surface_temperature": ("int8", "int8_mixed"),
-    "mackey_glass": ("w4a8", "int8", "int8_mixed", "int16"),
-    "cascaded_tanks": ("w4a8", "int8", "int8_mixed", "int16"),
+    "mackey_glass": ("w4a8", "int8", "int8_mixed", "int16", "auto at 0.8", "auto at 1.0"),
+    "cascaded_tanks": ("w4a8", "int8", "int8_mixed", "int16", "auto at 0.8", "auto at 1.0"),
 }
 PACKAGES = ("torch", "lightning", "onnxruntime")
 COLUMNS = ("preset", "seed", *FIELDS, "machine", "python", *PACKAGES)

@@ -32,7 +32,8 @@ import qgru
 from benchmarks.recipes import RESULTS, RUNS, Job, composed, run_all
 from qgru.callbacks import QuantizationLifecycle
 from qgru.configs import load_config
-from qgru.report.table import read_rows, write_csv
+from qgru.files import write_csv
+from qgru.report.table import read_rows
 from qgru.schema import BitwidthConfig
 from qgru.search import Rules, assign, cost_of, load_rules, relative_cost
 from qgru.search.evaluation import Evaluator

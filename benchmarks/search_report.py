@@ -9,9 +9,10 @@ from statistics import fmean
 from types import SimpleNamespace
 
 from qgru.direction import Direction
+from qgru.files import read_csv
 from qgru.report.front import FOUND, PRESET, Mark, draw_marks, new_figure, save
 from qgru.report.search import draw_prediction, draw_sensitivities
-from qgru.report.table import mean_and_spread, read_csv
+from qgru.report.table import mean_and_spread
 from qgru.search.assign import QAT_DISCOUNT
 
 RESULTS = Path(__file__).parent / "results"
