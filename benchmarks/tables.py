@@ -35,13 +35,9 @@ def tables() -> dict[Path, dict[str, str]]:
     gpu = {"gpu": "\n".join(map(gpu_table, gpu_results()))} if gpu_results() else {}
     cpu = "\n".join(speed_table(path, CPU_NOTE) for path in sorted(RESULTS.glob("cpu-*.csv")))
     ddp = "\n".join(map(ddp_table, sorted(RESULTS.glob("ddp-*.csv"))))
-    search = "\n".join(
-        table for path in search_results() for table in (search_table(path), discount_table(path)) if table
-    )
-    blocks = {
-        **gpu,
-        **{name: block for name, block in (("cpu", cpu), ("ddp", ddp), ("search", "\n".join(searched))) if block},
-    }
+    searched = (table for path in search_results() for table in (search_table(path), discount_table(path)) if table)
+    made = {"cpu": cpu, "ddp": ddp, "search": "\n".join(searched)}
+    blocks = {**gpu, **{name: block for name, block in made.items() if block}}
     return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": blocks, **shown}
 
 
