@@ -42,6 +42,7 @@ PRESETS = {
     "cascaded_tanks": ("w4a8", "int8", "int8_mixed", "int16", "auto at 0.8", "auto at 1.0"),
 }
 PACKAGES = ("torch", "lightning", "onnxruntime")
+FAILED = "failed, see its output.txt"
 COLUMNS = ("preset", "seed", *FIELDS, "machine", "python", *PACKAGES)
 _HYDRA = Lock()  # it composes for one thread at a time
 
@@ -57,12 +58,8 @@ class Job(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where its files are."""
-        return (
-            RUNS
-            / "-".join([self.recipe, *self.options])
-            / Path(self.preset).name.replace(" ", "-")
-            / f"seed-{self.seed}"
-        )
+        model, preset = "-".join([self.recipe, *self.options]), Path(self.preset).name.replace(" ", "-")
+        return RUNS / model.replace("=", "_") / preset / f"seed-{self.seed}"
 
     @property
     def model_settings(self) -> list[str]:
@@ -100,9 +97,12 @@ def main() -> None:
         for preset in (*PRESETS[recipe], FLOAT)
         for seed in range(1, arguments.seeds + 1)
     ]
+    failed = []
     for number, (job, how) in enumerate(run_all(jobs, arguments.jobs), start=1):
         print(f"[{number}/{len(jobs)}] {job.recipe} {job.preset} seed {job.seed}: {how}", flush=True)
         collect(job.recipe)
+        failed += [str(job.folder)] if how == FAILED else []
+    sys.exit("\n".join(["failed:", *failed]) if failed else 0)
 
 
 def run_all(jobs: Iterable[Job], at_once: int = 1) -> Iterator[tuple[Job, str]]:
@@ -132,8 +132,8 @@ def run(job: Job) -> str:
     with (folder / "output.txt").open("w") as output:
         command = [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}", *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # small layers; and so the machine's size changes no bit
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
-    return f"{time.perf_counter() - start:.0f} s"
+        ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    return FAILED if ended.returncode else f"{time.perf_counter() - start:.0f} s"
 
 
 def is_finished(folder: Path, overrides: Sequence[str]) -> bool:
@@ -141,6 +141,16 @@ def is_finished(folder: Path, overrides: Sequence[str]) -> bool:
     if not (folder / "results.csv").is_file():
         return False
     return OmegaConf.load(folder / ".hydra" / "config.yaml") == OmegaConf.create(OmegaConf.to_yaml(composed(overrides)))
+
+
+def has_float_stage(job: Job) -> bool:
+    """Say whether the float stage of a job's seed is there, from the settings that it depends on."""
+    folder = job.first.folder
+    if not (folder / "float-stage" / "end.ckpt").is_file():
+        return False
+    was, now = OmegaConf.load(folder / ".hydra" / "config.yaml"), composed(job.first.overrides)
+    keys = ("seed", "datamodule", "model", "trainer")
+    return all(was[key] == OmegaConf.create(OmegaConf.to_yaml(now))[key] for key in keys)
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
