@@ -52,8 +52,11 @@ def activation_grids(
     Raises:
         CalibrationError: naming the operator whose range no grid holds.
     """
-    names = [name for name in config.operators if not OPERATORS[name].is_weight]
-    return {name: activation_grid(name, config, observed, method, percentile) for name in names}
+    grids = {}
+    for name in config.operators:
+        if not OPERATORS[name].is_weight:
+            grids[name] = activation_grid(name, config, observed, method, percentile)
+    return grids
 
 
 def activation_grid(
@@ -88,10 +91,10 @@ def weight_grids(
     Raises:
         CalibrationError: naming the operator that holds a non-finite value or a range that no grid holds.
     """
-    return {
-        name: weight_grid(name, config, bias_limits(name, activations), parameter, bias, method, p)
-        for name, parameter in zip(WEIGHTS, parameters, strict=True)
-    }
+    grids = {}
+    for name, parameter in zip(WEIGHTS, parameters, strict=True):
+        grids[name] = weight_grid(name, config, bias_limits(name, activations), parameter, bias, method, p)
+    return grids
 
 
 def bias_limits(name: str, activations: Mapping[str, Grid]) -> tuple[int, ...]:
@@ -125,7 +128,7 @@ def weight_grid(
 def _warn_of_lost_negatives(name: str, config: OperatorConfig, low: float) -> None:
     if low < 0 and config.is_unsigned and config.is_symmetric:
         warnings.warn(
-            f"operator {name!r}: values down to {low:g} saturate to 0 on an unsigned symmetric grid", stacklevel=5
+            f"operator {name!r}: values down to {low:g} saturate to 0 on an unsigned symmetric grid", stacklevel=6
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
+from functools import cache
 from types import MappingProxyType
 
 from torch import nn
@@ -23,11 +24,15 @@ SHARES: Mapping[str, float] = MappingProxyType(
 )
 """What each part counts for, of 1 for the preset ``int8``: an assumption, for a chip that is bound by its memory."""
 
-REFERENCE = "int8"
-
 _GATES = ("z", "r", "g")
 _PER_GATE = ("matmul.Wx", "matmul.Rh")
 _NAMES = {"weight_bits": "weights", "state_bits": "state", "live_bits": "live", "table_bits": "tables"}
+
+
+@cache
+def reference() -> BitwidthConfig:
+    """Return the preset ``int8``, which costs 1."""
+    return load_config("int8")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def relative_cost(module: nn.Module, config: BitwidthConfig | None = None) -> fl
     Raises:
         ValueError: as `cost_of`.
     """
-    return cost_of(module, config).relative_to(cost_of(module, load_config(REFERENCE)))
+    return cost_of(module, config).relative_to(cost_of(module, reference()))
 
 
 def layers_of(module: nn.Module) -> dict[str, QuantGRU]:

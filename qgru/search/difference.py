@@ -15,10 +15,10 @@ def tensors_of(output: Any) -> list[Tensor]:
 
     Args:
         output: a tensor, a packed sequence, or tuples, lists, mappings and objects with attributes (data classes) of
-            such; what is no tensor is passed over.
+            such; what is no tensor, and single numbers, such as a loss, are passed over.
     """
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return [output] if output.is_floating_point() and output.dim() else []
     if isinstance(output, PackedSequence):
         return [output.data]
     if isinstance(output, Mapping):
@@ -44,7 +44,9 @@ class Difference:
     def __init__(self, expected: Sequence[Sequence[Tensor]], logits: bool) -> None:
         self._expected, self._logits = expected, logits
         if not all(len(tensors) for tensors in expected):
-            raise ValueError("the call returns no floating tensor; pass a forward_fn that returns the model's output")
+            raise ValueError(
+                "the call returns no floating tensor but single numbers, if any; pass a forward_fn that returns outputs"
+            )
         for tensors in expected:
             for tensor in tensors:
                 _check_finite(tensor, "float")
@@ -83,7 +85,7 @@ def _variances(expected: Sequence[Sequence[Tensor]]) -> list[float]:
         values = torch.cat([tensor.double().flatten() for tensor in tensors])
         variances.append(float((values - values.mean()).square().sum()))
     if not any(variances):
-        raise ValueError("the float outputs don't vary; expected outputs to compare with, not a single number")
+        raise ValueError("the float outputs don't vary; expected different ones, to measure errors against")
     return variances
 
 

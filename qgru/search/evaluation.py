@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,15 @@ from qgru.calibration.cell import activation_grid, bias_limits, weight_grid
 from qgru.direction import Direction, directions_of
 from qgru.grid import Grid
 from qgru.gru import QuantGRU
+from qgru.ops import backends
+from qgru.ops.cuda.backend import Cuda
 from qgru.schema import OPERATORS, WEIGHTS, BitwidthConfig
 from qgru.search.cost import layers_of
 from qgru.search.difference import Difference, tensors_of
 from qgru.stages.passes import ForwardFn, call_model, explained, extra_pass
 from qgru.state import CellState, QuantState
+
+_KERNELS = Cuda(shares_tables=False)  # else every sum of table sizes would be a kernel to compile
 
 Place = tuple[str, Direction]
 """One direction of one layer: the layer's qualified name (empty where the module is the layer), and which."""
@@ -61,6 +65,12 @@ class Evaluator:
         """Every direction of every layer."""
         return [(name, direction) for name, grids in self._layers.items() for direction in grids.directions]
 
+    def error_of(self, states: Mapping[str, QuantState]) -> float:
+        """Measure quantization states that are given, by the layers' names; see `error`."""
+        self.evaluations += 1
+        with self._lent(states):
+            return self._difference.of(self._outputs())
+
     def has_bias(self, name: str) -> bool:
         """Tell whether a layer has biases."""
         return self._layers[name].layer.bias
@@ -83,9 +93,7 @@ class Evaluator:
             name: [chosen.get((name, direction), config) for direction in grids.directions]
             for name, grids in self._layers.items()
         }
-        self.evaluations += 1
-        with self._lent({name: self._layers[name].state(of_cells) for name, of_cells in configs.items()}):
-            return self._difference.of(self._outputs())
+        return self.error_of({name: self._layers[name].state(of_cells) for name, of_cells in configs.items()})
 
     def _outputs(self) -> Iterator[list[Tensor]]:
         for index, batch in enumerate(self._batches):
@@ -95,7 +103,7 @@ class Evaluator:
     @contextmanager
     def _lent(self, states: Mapping[str, QuantState]) -> Iterator[None]:
         """Give the layers other states for a while, and the module no way to keep anything of it."""
-        with extra_pass(self._module):
+        with extra_pass(self._module), self._serving():
             kept = {name: _Kept(grids.layer) for name, grids in self._layers.items()}
             try:
                 for name, state in states.items():
@@ -104,6 +112,10 @@ class Evaluator:
             finally:
                 for of_layer in kept.values():
                     of_layer.restore()
+
+    def _serving(self) -> AbstractContextManager[None]:
+        on_gpu = any(grids.layer.weight_ih_l0.is_cuda for grids in self._layers.values())
+        return backends.forced(_KERNELS, *backends.registered()) if on_gpu else nullcontext()
 
 
 def _observed(module: nn.Module) -> dict[str, QuantGRU]:
@@ -117,7 +129,9 @@ def _observed(module: nn.Module) -> dict[str, QuantGRU]:
 
 def _seed(number: int) -> None:
     """Start every pass over a batch from the same random states, so that outputs differ by the widths alone."""
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     np.random.seed(number)
     random.seed(number)
 

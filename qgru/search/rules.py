@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qgru.files import shown
@@ -16,8 +17,10 @@ DEFAULT_TARGET = "fpga"
 PRODUCTS = (("input.x", "weight.W"), ("output.h", "weight.R"))
 """The operands of the two matrix products, the activation first."""
 
-_BIAS_OF = dict(zip(BIASES, ("weight.W", "weight.R"), strict=True))
-_GATES = ("z", "r", "g")
+GATES = ("z", "r", "g")
+BIAS_OF: Mapping[str, str] = MappingProxyType(dict(zip(("weight.W", "weight.R"), BIASES, strict=True)))
+"""The bias that is added to each weight's product."""
+
 _KEYS = ("widths", "products", "max_table_bits", "wide_biases")
 
 
@@ -78,14 +81,14 @@ class Rules:
                 found.append(
                     f"{activation} by {weight} is {bits[activation]}x{bits[weight]}; {self.name} multiplies {pairs}"
                 )
-        for gate in _GATES:
+        for gate in GATES:
             table = bits[f"gate.{gate}_out"] << bits[f"gate.{gate}_pre"]
             if self.max_table_bits is not None and table > self.max_table_bits:
                 found.append(
                     f"the table from gate.{gate}_pre to gate.{gate}_out has {table} bits; {self.name} holds "
                     f"{self.max_table_bits}"
                 )
-        for bias, weight in _BIAS_OF.items():
+        for weight, bias in BIAS_OF.items():
             if self.wide_biases and bits[bias] < bits[weight]:
                 found.append(
                     f"{bias} has {bits[bias]} bits, less than {weight}'s {bits[weight]}; {self.name} wants as many"

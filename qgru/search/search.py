@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +14,14 @@ from torch import nn
 from qgru.configs import load_config
 from qgru.presets import preset_names
 from qgru.schema import BitwidthConfig
-from qgru.search.assign import QAT_DISCOUNT, Step, assign, cheapest, check_budget
-from qgru.search.cost import REFERENCE, Cost, cost_of
+from qgru.search.assign import MEASURED_FROM, QAT_DISCOUNT, narrowed_to, narrowing
+from qgru.search.cost import Cost, cost_of, reference
 from qgru.search.evaluation import Evaluator
+from qgru.search.limits import cheapest, check_budget
+from qgru.search.objective import Problem, Step
 from qgru.search.rules import Rules, load_rules
 from qgru.search.sensitivity import SEARCHED, Progress, Sensitivities, measured_alone, widths_of
+from qgru.search.swaps import swapped
 from qgru.stages.passes import ForwardFn
 
 _NARROWEST = 0.5  # of the budget: where the points below it end
@@ -96,33 +100,79 @@ def search(
     """
     rules = load_rules(target)
     _check(budget, max_error, points)
-    reference = cost_of(module, load_config(REFERENCE))
+    of_int8 = cost_of(module, reference())
 
     def price(config: BitwidthConfig) -> float:
-        return cost_of(module, config).relative_to(reference)
+        return cost_of(module, config).relative_to(of_int8)
 
     check_budget(rules, price, budget)
     evaluator = Evaluator(module, batches, forward_fn, logits)
-    known = measured_alone(evaluator, _widths(rules), progress)
-    seen: dict[BitwidthConfig, Point] = {}
+    known = measured_alone(evaluator, {name: rules.widths[name] for name in SEARCHED}, progress)
+    error = cache(evaluator.error)
 
+    @cache
     def point(config: BitwidthConfig) -> Point:
-        if config not in seen:
-            parts = cost_of(module, config)
-            error, reasons = evaluator.error(config), _reasons(config, known, rules)
-            seen[config] = Point(config, parts.relative_to(reference), parts, _predicted(known, config), error, reasons)
-        return seen[config]
+        parts, predicted = cost_of(module, config), _predicted(known, config)
+        reasons = MappingProxyType(_reasons(config, known, rules))
+        return Point(config, parts.relative_to(of_int8), parts, predicted, error(config), reasons)
 
-    discount = QAT_DISCOUNT if qat and max_error is None else 1.0
-    least = max(_NARROWEST * budget, cheapest(rules, price)[1]) if points > 1 or max_error is not None else budget
-    steps = assign(known, lambda config: point(config).measured, price, rules, least, discount, progress)
-    chosen = _choose(steps, [budget - (budget - least) * i / max(points - 1, 1) for i in range(points)], point)
-    if max_error is not None:
-        chosen = [_within(steps, budget, max_error, point)]
-    presets = {name: point(load_config(name)) for name in preset_names()}
-    measured = tuple(seen.values())
-    front = [p for p in measured if not rules.violations(p.config)]
-    return Found(tuple(chosen), _front(front), MappingProxyType(presets), known, measured)
+    presets = {name: load_config(name) for name in preset_names()}
+    problem = Problem(known, error, price, rules, QAT_DISCOUNT if qat and max_error is None else 1.0)
+    if max_error is None:
+        least = budget if points == 1 else max(_NARROWEST * budget, cheapest(rules, price)[1])
+        shares = [1 - number / max(points - 1, 1) for number in range(points)]
+        budgets = [min(least + share * (budget - least), budget) for share in shares]
+        steps = [problem.step(widths_of(config)) for config in presets.values() if not rules.violations(config)]
+        best = _under(problem, budgets, steps, progress)
+    else:
+        best, steps = _within(problem, budget, max_error, progress)
+    configs = dict.fromkeys((*(step.config for step in steps), *presets.values()))
+    measured = tuple(map(point, configs))
+    return Found(
+        chosen=tuple(point(step.config) for step in best),
+        front=_front([p for p in measured if not rules.violations(p.config)]),
+        presets=MappingProxyType({name: point(config) for name, config in presets.items()}),
+        sensitivities=known,
+        measured=measured,
+    )
+
+
+def _under(problem: Problem, budgets: Sequence[float], steps: list[Step], progress: Progress | None) -> list[Step]:
+    """Return the best step under each budget, the largest budget first; add all that were taken to `steps`."""
+    steps += narrowed_to(problem, budgets[-1], MEASURED_FROM * budgets[0], progress)
+    chosen = []
+    for budget in budgets:
+        steps += swapped(problem, _best(steps, budget), budget, progress)
+        chosen.append(_best(steps, budget))
+    return chosen
+
+
+def _best(steps: Sequence[Step], budget: float) -> Step:
+    return min((step for step in steps if step.cost <= budget), key=lambda step: step.error)
+
+
+def _within(
+    problem: Problem, budget: float, max_error: float, progress: Progress | None
+) -> tuple[list[Step], list[Step]]:
+    """Return the cheapest step that keeps an error, within the budget, and all steps."""
+    steps = []
+    for step in narrowing(problem, MEASURED_FROM * budget):
+        steps.append(step)
+        if progress:
+            progress(0, 0, f"narrowed to a cost of {step.cost:.3f}: error {step.error:.2g}")
+        if step.cost <= budget and step.error > max_error:
+            break
+    found = [step for step in steps if step.cost <= budget and step.error <= max_error]
+    for step in {step.config: step for step in (*found[-1:], steps[-1])}.values():
+        steps += swapped(problem, step, step.cost, progress)
+    kept = [step for step in steps if step.cost <= budget and step.error <= max_error]
+    if not kept:
+        least = _best(steps, budget).error
+        raise ValueError(
+            f"an error of {max_error:g} can't be kept at a cost of {budget:g} on {problem.rules.name}: "
+            f"the least that was found is {least:.3g}"
+        )
+    return [min(kept, key=lambda step: step.cost)], steps
 
 
 def _check(budget: float, max_error: float | None, points: int) -> None:
@@ -132,29 +182,6 @@ def _check(budget: float, max_error: float | None, points: int) -> None:
         raise ValueError(f"max_error is {max_error!r}; expected a number above 0, or None")
     if type(points) is not int or points < 1:
         raise ValueError(f"points is {points!r}; expected an integer of 1 or more")
-
-
-def _widths(rules: Rules) -> dict[str, tuple[int, ...]]:
-    return {name: rules.widths[name] for name in SEARCHED}
-
-
-def _choose(steps: Sequence[Step], budgets: Sequence[float], point: Callable[[BitwidthConfig], Point]) -> list[Point]:
-    chosen = []
-    for budget in budgets:
-        best = min((step for step in steps if step.cost <= budget + 1e-12), key=lambda step: step.error)
-        chosen.append(point(best.config))
-    return chosen
-
-
-def _within(steps: Sequence[Step], budget: float, max_error: float, point: Callable[[BitwidthConfig], Point]) -> Point:
-    affordable = [step for step in steps if step.cost <= budget + 1e-12]
-    kept = [step for step in affordable if step.error <= max_error]
-    if not kept:
-        least = min(step.error for step in affordable)
-        raise ValueError(
-            f"an error of {max_error:g} can't be met at a cost of {budget:g}: the least found is {least:.3g}"
-        )
-    return point(min(kept, key=lambda step: step.cost).config)
 
 
 def _front(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from qgru.configs import load_config
 from qgru.direction import Direction
-from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig, OperatorConfig
-from qgru.search.cost import REFERENCE
+from qgru.schema import BIASES, OPERATORS, OPTIONAL, BitwidthConfig
+from qgru.search.cost import reference
 from qgru.search.evaluation import Evaluator, Place
 from qgru.stages.passes import ForwardFn
 
@@ -31,18 +30,17 @@ BASE: Mapping[str, int] = MappingProxyType({name: 12 if name in PRE_ACTIVATIONS 
 
 WIDTHS = tuple(range(2, 13))
 
-
-@cache
-def _reference() -> Mapping[str, OperatorConfig]:
-    return load_config(REFERENCE).operators
+Widths = dict[str, int]
+"""The bit width of every operator that is searched."""
 
 
 def config_of(widths: Mapping[str, int]) -> BitwidthConfig:
     """Return a configuration of these widths, with the symmetry and signs of the preset ``int8``."""
-    return BitwidthConfig({name: replace(_reference()[name], bitwidth=width) for name, width in widths.items()})
+    known = reference().operators
+    return BitwidthConfig({name: replace(known[name], bitwidth=width) for name, width in widths.items()})
 
 
-def widths_of(config: BitwidthConfig) -> dict[str, int]:
+def widths_of(config: BitwidthConfig) -> Widths:
     """Return the width of every operator that is searched."""
     return {name: config.operators[name].bitwidth for name in SEARCHED}
 
@@ -75,17 +73,9 @@ class Sensitivities:
         """
         return 0.0 if width == BASE[operator] else self._summed[operator, width]
 
-    def predicted(self, config: BitwidthConfig, discount: float = 1.0) -> float:
-        """Return the sum over all operators: how a configuration ranks, not what it measures.
-
-        Args:
-            config: of measured widths.
-            discount: what the four parameters' errors count for.
-        """
-        return self.base + sum(
-            self.summed(name, width) * (discount if OPERATORS[name].is_weight else 1.0)
-            for name, width in widths_of(config).items()
-        )
+    def predicted(self, config: BitwidthConfig) -> float:
+        """Return the sum over all operators: how a configuration of measured widths ranks, not what it measures."""
+        return self.base + sum(self.summed(name, width) for name, width in widths_of(config).items())
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the errors as rows of a table: layer, direction, operator, width, error."""

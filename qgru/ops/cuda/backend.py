@@ -25,9 +25,17 @@ _NOTHING = nullcontext()
 
 
 class Cuda(Backend):
-    """The kernels of this folder, compiled at first use."""
+    """The kernels of this folder, compiled at first use.
+
+    Args:
+        shares_tables: keep activation tables in shared memory; without, they are slower, and far fewer kernels serve
+            many grids.
+    """
 
     name = "cuda"
+
+    def __init__(self, shares_tables: bool = True) -> None:
+        self._shares_tables = shares_tables
 
     def why_unavailable(self) -> str | None:
         """Say so where they can't be compiled."""
@@ -54,7 +62,7 @@ class Cuda(Backend):
         for plan in plans:
             if plan.carrier(shape.input, shape.hidden) is None:
                 return "its sums and products fit none of their types; operands may have up to 16 bits"
-            if layer_of(plan, _shape(shape), _LIMBS[Gradient.FLOAT32]) is None:
+            if self._layer(plan, _shape(shape), Gradient.FLOAT32) is None:
                 return f"hidden size {shape.hidden} fits no layout on this GPU"
         return None
 
@@ -67,11 +75,11 @@ class Cuda(Backend):
         is_fixed = all(type(n) is int for n in shape[:4]) and shape.device.type == "cuda"
         if not is_fixed or not torch.cuda.is_available():
             return None
-        return _bytes([layer_of(plan, _shape(shape), _LIMBS[gradient]) for plan in plans])
+        return _bytes([self._layer(plan, _shape(shape), gradient) for plan in plans])
 
     def forward(self, call: LayerCall) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer; see `Backend.forward`."""
-        layers = _layers(call)
+        layers = self._layers(call)
         time, batch, _, hidden, _, device = layers[0].shape
         count, x = len(layers), call.x
         with _launching(device):
@@ -104,7 +112,7 @@ class Cuda(Backend):
         self, call: LayerCall, workspace: Tensor, d_states: Tensor | None, d_last: Tensor | None, needs_x: bool
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return the gradients; see `Backend.backward`."""
-        layers, x, h0 = _layers(call), call.x, call.h0
+        layers, x, h0 = self._layers(call), call.x, call.h0
         time, batch, _, hidden, _, device = layers[0].shape
         count, gradients, d_x, d_h = len(layers), [], [], []
         with _launching(device):
@@ -135,6 +143,19 @@ class Cuda(Backend):
             d_start = x.new_empty(0) if h0 is None else torch.stack(d_h).to(h0.dtype)
         return d_input, d_start, gradients
 
+    def _layers(self, call: LayerCall) -> list[Layer]:
+        """Return what runs every direction of a layer; raises RuntimeError where no kernel takes one."""
+        shape = Shape(*call.sizes, call.x.dtype, call.x.device.index)
+        found = [self._layer(plan, shape, call.gradient) for plan in call.plans]
+        if None in found:
+            raise RuntimeError(
+                "qgru::gru_layer: no kernel takes these grids and shapes; use qgru.QuantGRU, which knows"
+            )
+        return found  # type: ignore[return-value]
+
+    def _layer(self, plan: Plan, shape: Shape, gradient: int) -> Layer | None:
+        return layer_of(plan, shape, _LIMBS[gradient], self._shares_tables)
+
 
 def _contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
@@ -146,15 +167,6 @@ def _state(h0: Tensor | None) -> Tensor | None:
 
 def _shape(shape: LayerShape) -> Shape:
     return Shape(shape.time, shape.batch, shape.input, shape.hidden, shape.dtype, shape.device.index)
-
-
-def _layers(call: LayerCall) -> list[Layer]:
-    """Return what runs every direction of a layer; raises RuntimeError where no kernel takes one."""
-    shape = Shape(*call.sizes, call.x.dtype, call.x.device.index)
-    found = [layer_of(plan, shape, _LIMBS[call.gradient]) for plan in call.plans]
-    if None in found:
-        raise RuntimeError("qgru::gru_layer: no kernel takes these grids and shapes; use qgru.QuantGRU, which knows")
-    return found  # type: ignore[return-value]
 
 
 def _bytes(layers: Sequence[Layer]) -> int:

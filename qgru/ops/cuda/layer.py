@@ -50,12 +50,12 @@ def processor(device: int) -> Processor:
 
 
 @lru_cache(maxsize=1024)
-def layer_of(plan: Plan, shape: Shape, limbs: int) -> Layer | None:
+def layer_of(plan: Plan, shape: Shape, limbs: int, shares_tables: bool = True) -> Layer | None:
     """Return what runs the layer on its device, or None; see `layer_on`."""
-    return layer_on(processor(shape.device), plan, shape, limbs)
+    return layer_on(processor(shape.device), plan, shape, limbs, shares_tables)
 
 
-def layer_on(of_device: Processor, plan: Plan, shape: Shape, limbs: int) -> Layer | None:
+def layer_on(of_device: Processor, plan: Plan, shape: Shape, limbs: int, shares_tables: bool = True) -> Layer | None:
     """Return what runs the layer, or None where no kernel takes these grids or this shape.
 
     Args:
@@ -63,12 +63,13 @@ def layer_on(of_device: Processor, plan: Plan, shape: Shape, limbs: int) -> Laye
         plan: the grids.
         shape: the sizes.
         limbs: 8-bit limbs of the recurrent gradient, 2 (about 2**-15 of a row's largest) or 3; 0 for inference.
+        shares_tables: keep tables in shared memory where they fit; a kernel is compiled for their size then.
     """
     plan, carrier = kernel_plan(plan), plan.carrier(shape.input, shape.hidden)
     if carrier is None or of_device.capability < LEAST_CAPABILITY or shape.dtype not in INPUT_DTYPES:
         return None
     for shared in (True, False):
-        if shared and plan.table_entries > SHARED_TABLE_ENTRIES:
+        if shared and not (shares_tables and plan.table_entries <= SHARED_TABLE_ENTRIES):
             continue
         widths = widths_of(plan, carrier.is_double, shared, limbs)
         layout = geometry(Loop, shape.hidden, shape.batch, widths, of_device)
