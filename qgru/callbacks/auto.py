@@ -18,6 +18,7 @@ from qgru.callbacks.packages import (
     rank_zero_info,
     rank_zero_warn,
 )
+from qgru.callbacks.preflight import copied
 from qgru.callbacks.progress import reporting
 from qgru.configs import load_config
 from qgru.convert import quantized_layers
@@ -27,8 +28,9 @@ from qgru.presets import AUTO
 from qgru.schema import BitwidthConfig
 from qgru.search import Found, load_rules, relative_cost, search
 from qgru.search.assign import check_budget
+from qgru.search.difference import tensors_of
 from qgru.search.files import write_found
-from qgru.stages.passes import ForwardFn
+from qgru.stages.passes import ForwardFn, extra_pass
 
 
 class BitWidths:
@@ -115,6 +117,23 @@ class BitWidths:
             check_budget(self._rules, partial(relative_cost, pl_module), self._budget)
         except ValueError as error:
             raise MisconfigurationException(f"config={AUTO!r}: {error}") from error
+
+    def check_outputs(
+        self, trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn | None, batch: Any
+    ) -> None:
+        """Find out, before the first step, whether a call that goes past the module's `forward` can be searched by.
+
+        Raises:
+            RuntimeError: on every rank, where it returns nothing that could be compared.
+        """
+        if not self.is_searched or batch is None:
+            return
+        with failing_together(), extra_pass(pl_module):
+            if not tensors_of(outputs_in_float(trainer, forward_fn, pl_module, copied(batch))):
+                raise RuntimeError(
+                    f"config={AUTO!r} compares what a call returns, and forward_fn neither calls "
+                    f"{type(pl_module).__name__} itself nor returns a floating tensor; expected one that does"
+                )
 
     def find(
         self,

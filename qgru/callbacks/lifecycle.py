@@ -72,15 +72,14 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
     after), ``qat.ckpt`` (the weights that are exported, after quantization-aware training), weights only; and what
     ``"auto"`` found, see `qgru.search.files`. A folder that can't be written to fails the fit at its start; a write
     that fails later is a warning, and leaves no half file. A resumed run writes the same files byte for byte.
-    (Lightning's `CSVLogger` begins another version then, unless it is given `version`;
-    `qgru.report.ResumableCSVLogger` goes on in the same one.)
+    (Lightning's `CSVLogger` begins another version then, `qgru.report.ResumableCSVLogger` goes on in the same one.)
 
     Args:
         config: the bit widths: a preset's name, the path of a file, or a mapping; ``"auto"`` finds them at calibration.
         calibrate_at_epoch: the epoch at whose start to calibrate, counted from 0; 0 is before the first step, for
             weights that are trained already. None is after 70 % of the epochs, and leaves one at least.
         calibration_batches: the number of training batches to calibrate on, over all ranks.
-        qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, and ends the fit.
+        qat: False trains in float up to `calibrate_at_epoch` (None: to the end), calibrates, refines, and ends the fit.
         export_dir: where files go; None writes none.
         export_formats: of ``"qdq"`` and ``"float"``.
         forward_fn: `forward_fn(module, batch)` calls the model on a training batch; by default `module(batch[0])`
@@ -195,6 +194,7 @@ class QuantizationLifecycle(PickledAsArguments, Callback):
         self._qat.on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.config.disable_quantization or self._calibrate.try_call(trainer, pl_module, batch):
             return
+        self.bit_widths.check_outputs(trainer, pl_module, self._calibrate.forward_fn, batch)
         if self.export_dir is not None:
             self._export.warn_without_example(pl_module)
 

@@ -89,8 +89,13 @@ def unreached_message(names: Sequence[str], forward_fn: ForwardFn | None, batche
 
 def _batches(trainer: Trainer, pl_module: LightningModule, first: Any, count: int) -> Iterator[Any]:
     if first is not None:
-        yield torch_private.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, first)
+        yield copied(first)
     yield from training_batches(trainer, pl_module, count)
+
+
+def copied(batch: Any) -> Any:
+    """Return a batch with tensors of its own."""
+    return torch_private.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def reporting(trainer: Trainer, description: str) -> Iterator[Callable[[int, int
         task = bar.add_task(description, total=None)
 
         def report(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{description}: {text}")
+            bar.update(task, completed=done, total=total or None, description=f"{description}: {text}")
 
         yield report
 

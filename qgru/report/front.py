@@ -29,7 +29,23 @@ _NOT_VARIED = {"job", "seed", "cost", *FIELDS}
 _SEARCHED = "auto"  # the value of `quant` that asks for a search
 _WIDE = 3.0  # a range of which the ends differ by this factor gets a logarithmic axis
 _FAR = 3.0  # times the dearest that was chosen or found: of what costs more, presets are told of in words
-_AROUND = ((6, 6), (-6, 6), (6, -6), (-6, -6), (0, 10), (0, -10), (12, 0), (-12, 0), (6, 18), (-6, 18), (6, -18))
+_AROUND = (
+    (6, 6),
+    (-6, 6),
+    (6, -6),
+    (-6, -6),
+    (0, 10),
+    (0, -10),
+    (12, 0),
+    (-12, 0),
+    (6, 18),
+    (-6, 18),
+    (6, -18),
+    (-6, -18),
+    (40, 0),
+    (-40, 0),
+)
+_WORST = 1000  # for a word to lie on another, rather than on lines and marks
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,8 @@ def draw_marks(axis: Any, marks: Sequence[Mark], name: str, floats: Sequence[flo
     axis.grid(color="#eeeeee")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     _write_labels(axis, marks)
 
 
@@ -190,7 +207,7 @@ def _write_labels(axis: Any, marks: Sequence[Mark]) -> None:
             align["va"] = align["va"] or ("bottom" if dy > 0 else "top")
             text = axis.annotate(label, at, (dx, dy), textcoords="offset points", fontsize=8, color=INK, **align)
             box = text.get_window_extent()
-            crossed = sum(box.overlaps(other) for other in taken) + sum(box.contains(*dot) for dot in dots)
+            crossed = _WORST * sum(box.overlaps(other) for other in taken) + sum(box.contains(*dot) for dot in dots)
             outside = not (canvas.x0 <= box.x0 and box.x1 <= canvas.x1 and canvas.y0 <= box.y0 and box.y1 <= canvas.y1)
             tried.append((crossed + outside, len(tried), text, box))
             text.set_visible(False)

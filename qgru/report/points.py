@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
-from qgru.callbacks.packages import LightningModule, Trainer, classes, rank_zero_only
+from qgru.callbacks.packages import LightningModule, Trainer, classes, rank_zero_only, rank_zero_warn
 from qgru.files import read_csv, write_csv
 from qgru.report.front import draw_front
 from qgru.report.table import FIELDS, Row, print_rows
@@ -27,16 +28,20 @@ class FloatStage(*classes("callbacks.Checkpoint")):
     """Keeps a whole checkpoint of the end of the float stage, from which other runs can start quantized.
 
     Args:
-        path: of the checkpoint; that of an earlier run goes as a new one starts.
+        path: of the checkpoint. That of an earlier run goes as a new one starts; a run that begins with a checkpoint of
+            the float stage begins with a copy of it, and one that is resumed later leaves what is there.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove an earlier run's."""
-        if trainer.is_global_zero and trainer.ckpt_path is None:
-            self.path.unlink(missing_ok=True)
+        """Begin anew, where the float stage is not over."""
+        if trainer.is_global_zero and uncalibrated_layers(pl_module):
+            if trainer.ckpt_path is None:
+                self.path.unlink(missing_ok=True)
+            elif Path(trainer.ckpt_path) != self.path:
+                shutil.copyfile(trainer.ckpt_path, self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it anew after every epoch in float, for the stage may end early."""
@@ -64,11 +69,15 @@ def train_points(cfg: DictConfig, run: Callable[[DictConfig], list[Row]], rows: 
     if _number(cfg) < 2:
         return
     folder, groups = _folder(), {1: rows}
+    if not (folder / SEARCH).is_file():
+        rank_zero_warn(f"qgru: {folder} holds no {SEARCH}, so no other points are trained; resume a run in its folder")
+        return
     chosen = {int(line["chosen"]) for line in read_csv(folder / SEARCH) if line["chosen"]}
     for number in sorted(chosen - {1}):
         of_point = folder / POINTS / str(number)
         with _output_folder(of_point):
-            groups[number] = run(_of_point(cfg, of_point / f"{PRESET}.yaml", folder / _CHECKPOINT))
+            own = run(_of_point(cfg, of_point / f"{PRESET}.yaml", folder / _CHECKPOINT))
+        groups[number] = [row for row in own if row.cost is not None]  # baselines and float are the first point's
     _write(folder, groups)
 
 
@@ -85,8 +94,7 @@ def _of_point(cfg: DictConfig, preset: Path, checkpoint: Path) -> DictConfig:
             changed.callbacks.quantization.pop(name, None)
         changed.callbacks.quantization.config = str(preset)
         changed.quant.points = 1
-        if checkpoint.is_file():
-            changed.ckpt_path = str(checkpoint)
+        changed.ckpt_path = str(checkpoint) if checkpoint.is_file() else None
     return changed
 
 

@@ -23,7 +23,7 @@ _COMPUTED = (
 )
 """The operators in the order of a time step."""
 
-_ERROR = "output error to float"
+_ERROR = "output error to float (MSE / variance, or nats)"
 _COLORS = "viridis"  # which all kinds of colour vision read alike
 _MOST_MAPS = 4
 
@@ -83,7 +83,8 @@ def draw_sensitivities(sensitivities: Sensitivities, path: str | Path, chosen: B
         axis.spines[:].set_visible(False)
         axis.set_xlabel("bits")
         _ring(axis, grid, operators, widths, chosen)
-    bar = figure.colorbar(image, ax=axes, label=f"{_ERROR}, this operator alone")
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(f"{_ERROR}, this operator alone", fontsize=9)
     bar.outline.set_visible(False)
     if chosen is not None:
         figure.suptitle("sensitivities; chosen widths are ringed", fontsize=10)
@@ -106,6 +107,8 @@ def draw_points(found: Found, path: str | Path) -> None:
     marks += [Mark(point.cost, point.measured, label=f"{point.cost:.2g}", kind=CHOSEN) for point in found.chosen]
     marks += [Mark(point.cost, point.measured, kind=TRIED) for point in found.measured]
     draw_marks(axis, marks, _ERROR)
+    if not {point.config for point in found.chosen} <= {point.config for point in found.front}:
+        figure.suptitle("chosen for QAT, which wins back the parameters' share of the error", fontsize=9)
     save(figure, path)
 
 
@@ -125,7 +128,7 @@ def draw_prediction(points: Sequence[Point], path: str | Path) -> None:
     figure = new_figure(5.4, 4.2)
     axis = figure.subplots()
     axis.set_xlabel("predicted error: sum of the operators' own")
-    axis.set_ylabel(f"measured {_ERROR}")
+    axis.set_ylabel(f"measured {_ERROR}", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     if pairs:
         predicted, measured, cost = map(np.array, zip(*pairs, strict=True))

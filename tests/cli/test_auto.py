@@ -15,6 +15,7 @@ from qgru import load_config
 from qgru.hydra.files import check_overrides
 from qgru.report import read_rows
 from qgru.search import load_rules
+from tests.report.toy import ToyModel
 
 from .test_presets import CONF, composed
 from .test_train import TOY, run
@@ -98,10 +99,12 @@ def test_what_cant_be_met_is_refused_before_training(monkeypatch, tmp_path, caps
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory) -> Path:
-    """The folder of a run with two points."""
-    folder = tmp_path_factory.mktemp("points")
+    """The folder of a run with two points: two epochs of six steps in float, and one of each point."""
+    folder, steps, step = tmp_path_factory.mktemp("points"), [], ToyModel.training_step
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ToyModel, "training_step", lambda *given: steps.append(0) or step(*given))
         run(monkeypatch, *TOY, *AUTO, "quant.points=2", "trainer.max_epochs=3", f"hydra.run.dir={folder}")
+    assert len(steps) == (2 + 1 + 1) * 6
     return folder
 
 
@@ -109,11 +112,14 @@ def test_every_point_is_a_run_of_its_own(points):
     assert {path.name for path in (points / "points").iterdir()} == {"1", "2"}
     with (points / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
+    stages = ("majority", "float", "ptq", "qat", "onnx")
     assert [(row["point"], row["stage"]) for row in rows] == [
-        (point, stage) for point in "12" for stage in ("majority", "float", "ptq", "qat", "onnx")
+        *(("1", stage) for stage in stages),
+        *(("2", stage) for stage in stages[2:]),
     ]
     own = [read_rows(folder / "results.csv") for folder in (points, points / "points" / "2")]
-    assert [float(row["value"]) for row in rows] == [row.value for rows_of_point in own for row in rows_of_point]
+    assert own[0][:2] == own[1][:2]
+    assert [float(row["value"]) for row in rows] == [row.value for row in (*own[0], *own[1][2:])]
     costs = [rows_of_point[-1].cost for rows_of_point in own]
     assert 0.8 >= costs[0] > costs[1]
     for path, cost in zip((points, points / "points" / "2"), costs, strict=True):
@@ -137,6 +143,24 @@ def test_a_run_in_the_same_folder_leaves_no_float_stage_of_another(monkeypatch, 
     run(monkeypatch, *TOY, *AUTO, "quant.points=2", *short)
     assert not (tmp_path / "float_stage.ckpt").exists()
     assert (tmp_path / "points" / "2" / "results.csv").is_file()
+
+
+def test_points_of_a_run_that_begins_with_a_checkpoint_begin_with_it(monkeypatch, tmp_path):
+    run(monkeypatch, *TOY, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/float")
+    checkpoint = tmp_path / "float" / "checkpoints" / "last.ckpt"
+    settings = ["callbacks.quantization.calibrate_at_epoch=1", "trainer.max_epochs=2", f"ckpt_path={checkpoint}"]
+    run(monkeypatch, *TOY, *AUTO, "quant.points=2", *settings, f"hydra.run.dir={tmp_path}/points")
+    assert (tmp_path / "points" / "float_stage.ckpt").read_bytes() == checkpoint.read_bytes()
+    own, other = (read_rows(tmp_path / name / "results.csv") for name in ("points", "points/points/2"))
+    assert own[:2] == other[:2] and own[1].value == read_rows(tmp_path / "float" / "results.csv")[1].value
+
+
+def test_a_run_that_is_resumed_elsewhere_says_that_it_has_no_points(monkeypatch, tmp_path):
+    short = ["callbacks.quantization.calibrate_at_epoch=0", "trainer.max_epochs=1"]
+    run(monkeypatch, *TOY, *AUTO, *short, f"hydra.run.dir={tmp_path}/one")
+    resume = [f"ckpt_path={tmp_path}/one/checkpoints/last.ckpt", f"hydra.run.dir={tmp_path}/other"]
+    with pytest.warns(UserWarning, match="holds no search.csv, so no other points are trained"):
+        run(monkeypatch, *TOY, *AUTO, "quant.points=2", *short, *resume)
 
 
 def test_a_sweep_over_budgets_gathers_costs_and_draws_the_front(monkeypatch, tmp_path, capsys):

@@ -198,6 +198,14 @@ def test_a_wheels_presets_are_typed(site, tmp_path):
     assert f"full_key: {BITS}" in failed.stderr
 
 
+def test_a_wheel_has_the_search_and_the_targets(site, tmp_path):
+    cfg = composed(run(project(tmp_path), "+target=npu_8x8", "+quant=auto", "quant.budget=0.8", path=site))["cfg"]
+    assert cfg["quant"] == {"budget": 0.8, "max_error": None, "points": 1, "logits": False}
+    lifecycle = cfg["callbacks"]["quantization"]
+    assert lifecycle["config"] == "auto" and lifecycle["budget"] == 0.8
+    assert lifecycle["target"]["products"] == [[8, 8]]
+
+
 def test_the_projects_own_preset_wins(site, tmp_path):
     app = project(tmp_path)
     (tmp_path / "settings" / "quant").mkdir()

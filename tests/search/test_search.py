@@ -149,6 +149,6 @@ def test_a_written_preset_is_used_like_one_that_ships(found: Found, tmp_path: Pa
 
 def test_targets_compose_as_a_group_of_hydra() -> None:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose(overrides=["+target=npu_8x16", "target.max_table_bits=8192"])
-    rules = load_rules(OmegaConf.to_container(cfg.target))
+        cfg = compose(overrides=["+target=npu_8x16", "callbacks.quantization.target.max_table_bits=8192"])
+    rules = load_rules(OmegaConf.to_container(cfg.callbacks.quantization.target))
     assert rules.max_table_bits == 8192 and not rules.violations(uniform(8, input__x=16))
