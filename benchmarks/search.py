@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning
 import numpy as np
@@ -36,7 +37,7 @@ from qgru.configs import load_config
 from qgru.files import write_csv
 from qgru.report.table import read_rows
 from qgru.schema import BitwidthConfig
-from qgru.search import Rules, assign, cost_of, load_rules, relative_cost
+from qgru.search import Rules, load_rules, relative_cost, search
 from qgru.search.assign import QAT_DISCOUNT
 from qgru.search.evaluation import Evaluator
 from qgru.search.sensitivity import SEARCHED, config_of, measured_alone, widths_of
@@ -46,7 +47,7 @@ FOLDER = RUNS / "search"
 BATCHES = 4  # that errors are measured on
 COLUMNS = ("configuration", "target", "budget", "discount", "seed", "cost", "metric", "float", "before", "after")
 NARROWEST, MEAN, WIDEST = 4, 8, 12  # of the random configurations
-BUDGETS, DISCOUNTS = (0.7, 0.8, 1.0), (1.0, 0.2, 0.05, 0.02)
+BUDGETS, DISCOUNTS = (0.8, 1.0), (QAT_DISCOUNT, 0.2, 1.0)
 W4 = {"widths": {"default": [8, 16], "input": {"x": [8]}, "output": {"h": [8]}, "weight": {"W": [4], "R": [4]}}}
 
 
@@ -80,13 +81,8 @@ SUMS = ("matmul.Wx", "matmul.Rh", "op.rRh", "op.old_contrib", "op.new_contrib")
 """What a new state is summed up from."""
 
 VARIANTS: Mapping[str, Mapping[str, int]] = {
-    "sums 16": dict.fromkeys(SUMS, 16),
-    "sums 12": dict.fromkeys(SUMS, 12),
-    "sums, x 16": dict.fromkeys((*SUMS, "input.x"), 16),
     "sums, g_out 16": dict.fromkeys((*SUMS, "gate.g_out"), 16),
-    "sums 16, g_pre 10, g_out 16": {**dict.fromkeys((*SUMS, "gate.g_out"), 16), "gate.g_pre": 10},
-    "sums, outs 16": dict.fromkeys((*SUMS, "gate.z_out", "gate.r_out", "gate.g_out"), 16),
-    "sums, outs, h 16": dict.fromkeys((*SUMS, "gate.z_out", "gate.r_out", "gate.g_out", "output.h"), 16),
+    "sums, g_out 16, g_pre 12": {**dict.fromkeys((*SUMS, "gate.g_out"), 16), "gate.g_pre": 12},
 }
 """Of int8, by the operators that are wider."""
 
@@ -98,7 +94,7 @@ class Model:
     name: str
     recipe: str
     settings: tuple[Setting, ...] = ()
-    presets: tuple[str, ...] = ("w4a8", "int8", "int8_mixed", "int16")
+    presets: tuple[str, ...] = ("w4a8", "npu_4x8", "int8", "npu_8x8", "npu_8x16", "int8_mixed", "int16")
     options: tuple[str, ...] = ()
 
     def first(self, seed: int) -> Job:
@@ -186,21 +182,15 @@ def find(model: Model, setting: Setting) -> tuple[str, BitwidthConfig]:
     path = FOLDER / model.name / f"{setting}.json"
     if not path.is_file():
         module, batches = observed(model)
-        evaluator, rules = Evaluator(module, batches), setting.rules
-        known = measured_alone(evaluator, {name: rules.widths[name] for name in SEARCHED})
+        with patch.object(sys.modules["qgru.search.search"], "QAT_DISCOUNT", setting.discount):
+            found = search(module, batches, setting.budget, target=setting.rules)
         if setting.target == "fpga":
-            write_csv(known.rows(), list(known.rows()[0]), _file("sensitivity", model))
-
-        steps = assign(known, evaluator.error, _price(module), rules, setting.budget, setting.discount)
+            rows = found.sensitivities.rows()
+            write_csv(rows, list(rows[0]), _file("sensitivity", model))
         path.parent.mkdir(parents=True, exist_ok=True)
-        min((s for s in steps if s.cost <= setting.budget), key=lambda step: step.error).config.to_json(path)
+        found.chosen[0].config.to_json(path)
     config = load_config(path)
     return f"{setting} {list(widths_of(config).values())}", config
-
-
-def _price(module: LightningModule) -> Callable[[BitwidthConfig], float]:
-    reference = cost_of(module, load_config("int8"))
-    return lambda config: cost_of(module, config).relative_to(reference)
 
 
 def predict(model: Model, count: int = 40) -> tuple[str, None]:
@@ -208,11 +198,11 @@ def predict(model: Model, count: int = 40) -> tuple[str, None]:
     module, batches = observed(model)
     evaluator = Evaluator(module, batches)
     known = measured_alone(evaluator, dict.fromkeys(SEARCHED, range(NARROWEST, WIDEST + 1)))
-    price, rows = _price(module), []
+    rows = []
     for number, widths in enumerate(islice(equal_totals(), count)):
         config = config_of(widths)
         errors = {"predicted": known.predicted(config), "measured": evaluator.error(config)}
-        rows.append({"configuration": number, "cost": price(config), **errors, **widths})
+        rows.append({"configuration": number, "cost": relative_cost(module, config), **errors, **widths})
     write_csv(rows, list(rows[0]), _file("prediction", model))
     rho = spearman([row["predicted"] for row in rows], [row["measured"] for row in rows])
     return f"rank correlation of predicted and measured error {rho:.3f}", None
