@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import qgru.hydra  # noqa: F401  composes as train.py does
-from qgru.files import write_csv
+from qgru.files import read_csv, write_csv
 from qgru.report.table import FIELDS, read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -175,16 +175,23 @@ def _share_float_stage(job: Job) -> list[str]:
 
 
 def collect(recipe: str) -> None:
-    """Write the rows of all finished jobs of a recipe."""
+    """Write the rows of all finished jobs of a recipe; those that were written before keep their machine."""
+    path = RESULTS / f"recipe-{recipe}.csv"
     here = {"machine": machine(), "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    there = {_identity(row): row for row in (read_csv(path) if path.is_file() else [])}
     rows = [
-        {"preset": preset, "seed": path.parent.name.removeprefix("seed-"), **asdict(row), **here}
+        {"preset": preset, "seed": run.parent.name.removeprefix("seed-"), **asdict(row)}
         for preset in (FLOAT, *PRESETS[recipe])
-        for path in sorted(Job(recipe, preset, 0).folder.parent.glob("seed-*/results.csv"))
-        for row in read_rows(path)
+        for run in sorted(Job(recipe, preset, 0).folder.parent.glob("seed-*/results.csv"))
+        for row in read_rows(run)
     ]
+    made = [{**row, **{key: there.get(_identity(row), here)[key] for key in here}} for row in rows]
     RESULTS.mkdir(exist_ok=True)
-    write_csv(rows, COLUMNS, RESULTS / f"recipe-{recipe}.csv")
+    write_csv(made, COLUMNS, path)
+
+
+def _identity(row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[key]) for key in ("preset", "seed", "stage", "metric", "value"))
 
 
 def machine() -> str:
