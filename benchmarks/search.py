@@ -31,10 +31,11 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, LightningModule
 
 import qgru
-from benchmarks.recipes import RESULTS, RUNS, Job, composed, has_float_stage, run_all
+from benchmarks.recipes import RESULTS, RUNS, Job, composed, has_float_stage, machine, run_all
 from qgru.callbacks import QuantizationLifecycle
 from qgru.configs import load_config
 from qgru.files import write_csv
+from qgru.report.search import spearman
 from qgru.report.table import read_rows
 from qgru.schema import BitwidthConfig
 from qgru.search import Rules, load_rules, relative_cost, search
@@ -45,7 +46,20 @@ from qgru.stages import calibrate
 
 FOLDER = RUNS / "search"
 BATCHES = 4  # that errors are measured on
-COLUMNS = ("configuration", "target", "budget", "discount", "seed", "cost", "metric", "float", "before", "after")
+COLUMNS = (
+    "configuration",
+    "target",
+    "budget",
+    "discount",
+    "seed",
+    "cost",
+    "metric",
+    "float",
+    "before",
+    "after",
+    "machine",
+    "torch",
+)
 NARROWEST, MEAN, WIDEST = 4, 8, 12  # of the random configurations
 BUDGETS, DISCOUNTS = (0.8, 1.0), (QAT_DISCOUNT, 0.2, 1.0)
 W4 = {"widths": {"default": [8, 16], "input": {"x": [8]}, "output": {"h": [8]}, "weight": {"W": [4], "R": [4]}}}
@@ -204,7 +218,7 @@ def predict(model: Model, count: int = 40) -> tuple[str, None]:
         errors = {"predicted": known.predicted(config), "measured": evaluator.error(config)}
         rows.append({"configuration": number, "cost": relative_cost(module, config), **errors, **widths})
     write_csv(rows, list(rows[0]), _file("prediction", model))
-    rho = spearman([row["predicted"] for row in rows], [row["measured"] for row in rows])
+    rho = spearman(*(np.array([row[key] for row in rows]) for key in ("predicted", "measured")))
     return f"rank correlation of predicted and measured error {rho:.3f}", None
 
 
@@ -215,11 +229,6 @@ def equal_totals() -> Iterator[dict[str, int]]:
         widths = generator.integers(NARROWEST, WIDEST + 1, len(SEARCHED))
         if widths.sum() == MEAN * len(SEARCHED):
             yield dict(zip(SEARCHED, widths.tolist(), strict=True))
-
-
-def spearman(a: list[float], b: list[float]) -> float:
-    """Return the correlation of the ranks; there are no ties."""
-    return float(np.corrcoef(*(np.argsort(np.argsort(values)) for values in (a, b)))[0, 1])
 
 
 def observed(model: Model) -> tuple[LightningModule, list[Any]]:
@@ -276,7 +285,7 @@ def train(model: Model, seed: int, name: str, config: BitwidthConfig) -> tuple[s
     row |= vars(setting) if setting else {}
     done = json.loads(path.read_text()) if path.is_file() else None
     if done is None or any(done.get(key) != value for key, value in row.items()):
-        done = row | _errors(model, seed, config)
+        done = row | _errors(model, seed, config) | {"machine": machine(), "torch": torch.__version__}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(done))
     return f"{name} seed {seed} cost {cost:.3f}: {done['before']:.5f}, {done['after']:.5f}", done

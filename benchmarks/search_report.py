@@ -30,7 +30,8 @@ class Line:
     before: tuple[float, ...]
     after: tuple[float, ...]
     metric: str
-    is_float: tuple[float, ...]
+    of_float: tuple[float, ...]
+    setting: str
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         name = path.stem.removeprefix("search-")
         figure = new_figure(5.8, 4.2)
         lines = lines_of(path)
-        draw_marks(figure.subplots(), marks(lines), f"{lines[0].metric}, {name}", lines[0].is_float)
+        draw_marks(figure.subplots(), marks(lines), f"{lines[0].metric}, {name}", lines[0].of_float)
         save(figure, path.with_suffix(".png"))
         _draw_sensitivities(RESULTS / f"sensitivity-{name}.csv")
         _draw_prediction(RESULTS / f"prediction-{name}.csv")
@@ -63,7 +64,8 @@ def _line_of(name: str, rows: list[dict[str, str]]) -> Line:
     budget, discount = (float(first[key]) if first[key] else None for key in ("budget", "discount"))
     before, after, of_float = (tuple(float(row[key]) for row in rows) for key in ("before", "after", "float"))
     metric = first["metric"].removeprefix("test/")
-    return Line(name, first["target"], budget, discount, float(first["cost"]), before, after, metric, of_float)
+    setting = f"{first['machine']}, torch {first['torch']}"
+    return Line(name, first["target"], budget, discount, float(first["cost"]), before, after, metric, of_float, setting)
 
 
 def marks(lines: Iterable[Line]) -> list[Mark]:
@@ -111,8 +113,12 @@ def discount_table(path: Path) -> str:
 
 def _markdown(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    seeds, metric = len(lines_of(path)[0].after), lines_of(path)[0].metric
-    note = f"{path.stem.removeprefix('search-')}: {metric}, mean ± standard deviation over {seeds} seeds."
+    results = lines_of(path)
+    settings = "; ".join(sorted({line.setting for line in results}))
+    note = (
+        f"{path.stem.removeprefix('search-')}: {results[0].metric}, mean ± standard deviation over "
+        f"{len(results[0].after)} seeds; {settings}."
+    )
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note, ""])
 
 
