@@ -90,7 +90,7 @@ def search_table(path: Path) -> str:
         [
             f"{line.target}, budget {line.budget:g}" if line.target else line.name,
             f"{line.cost:.2f}",
-            *map(mean_and_spread, (line.before, line.after, line.after[1:])),
+            *map(_shown, (line.before, line.after, line.after[1:])),
         ]
         for line in lines
     ]
@@ -105,10 +105,17 @@ def discount_table(path: Path) -> str:
     if len(discounts) < 2:
         return ""
     rows = [
-        [f"{budget:g}", *(mean_and_spread(lines[budget, discount].after) for discount in discounts)]
+        [
+            f"{budget:g}",
+            *(_shown(lines[key].after if (key := (budget, discount)) in lines else ()) for discount in discounts),
+        ]
         for budget in dict.fromkeys(budget for budget, _ in lines)
     ]
     return _markdown(path, ["budget", *(f"discount {discount:g}" for discount in discounts)], rows)
+
+
+def _shown(values: Sequence[float]) -> str:
+    return mean_and_spread(values) if values else ""
 
 
 def _markdown(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
