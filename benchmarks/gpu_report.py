@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from qgru.report.table import read_csv
+from qgru.files import read_csv
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("inference", "training")

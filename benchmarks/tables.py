@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.gpu_report import gpu_results, gpu_table, speed_table
-from qgru.report.table import mean_and_spread, read_csv
+from benchmarks.search_report import discount_table, search_results, search_table
+from qgru.files import read_csv
+from qgru.report.table import mean_and_spread
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,8 +35,10 @@ def tables() -> dict[Path, dict[str, str]]:
     gpu = {"gpu": "\n".join(map(gpu_table, gpu_results()))} if gpu_results() else {}
     cpu = "\n".join(speed_table(path, CPU_NOTE) for path in sorted(RESULTS.glob("cpu-*.csv")))
     ddp = "\n".join(map(ddp_table, sorted(RESULTS.glob("ddp-*.csv"))))
-    kernels = {**gpu, **({"cpu": cpu} if cpu else {}), **({"ddp": ddp} if ddp else {})}
-    return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": kernels, **shown}
+    searched = (table for path in search_results() for table in (search_table(path), discount_table(path)) if table)
+    made = {"cpu": cpu, "ddp": ddp, "search": "\n".join(searched)}
+    blocks = {**gpu, **{name: block for name, block in made.items() if block}}
+    return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": blocks, **shown}
 
 
 def with_table(text: str, table: str, name: str = "results") -> str:
@@ -55,10 +60,12 @@ def table(path: Path) -> str:
     rows = read_csv(path)
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     names = [metric.removeprefix("test/") for metric in metrics]
-    lines = [_line(["", *names, "weight bytes", "differing integers"]), _line(["---", *["--:"] * (len(names) + 2)])]
+    heads = ["", *names, "cost", "weight bytes", "differing integers"]
+    lines = [_line(heads), _line(["---", *["--:"] * (len(heads) - 1)])]
     for label, group in _groups(rows).items():
         values = [mean_and_spread([float(row["value"]) for row in group if row["metric"] == name]) for name in metrics]
-        lines.append(_line([label, *values, _largest(group, "weight_bytes"), _largest(group, "differing_integers")]))
+        sizes = [_largest(group, column) for column in ("weight_bytes", "differing_integers")]
+        lines.append(_line([label, *values, _mean_cost(group), *sizes]))
     seeds = len({row["seed"] for row in rows})
     setting = sorted({f"{row['machine']}, Python {row['python']}, torch {row['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds; {'; '.join(setting)}.", ""])
@@ -93,6 +100,11 @@ def _groups(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
             continue
         groups.setdefault(label, []).append(row)
     return groups
+
+
+def _mean_cost(group: Sequence[dict[str, str]]) -> str:
+    costs = [float(row["cost"]) for row in group if row.get("cost")]
+    return f"{fmean(costs):.2f}" if costs else ""
 
 
 def _largest(group: Sequence[dict[str, str]], column: str) -> str:

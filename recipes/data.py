@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -58,3 +59,8 @@ class RecipeData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Any]:
         """Go through the test set in its order."""
         return DataLoader(self.test_set, self.batch_size)
+
+
+def nrmse(forecast: np.ndarray, target: np.ndarray) -> float:
+    """Return the root of the mean squared error, in standard deviations of the target."""
+    return float(np.sqrt(np.mean((forecast - target) ** 2)) / target.std())

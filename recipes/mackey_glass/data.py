@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.data import Baselines, RecipeData
+from recipes.data import Baselines, RecipeData, nrmse
 from recipes.forecasting import examples, windows
 from recipes.mackey_glass.series import DELAY, simulate
 
@@ -47,8 +47,3 @@ class MackeyGlass(RecipeData):
         (*weights, bias), *_ = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y)
         forecasts = {"last value": test_x[:, -1], "linear AR": test_x @ weights + bias}
         return {name: {"test/nrmse": nrmse(forecast, test_y)} for name, forecast in forecasts.items()}
-
-
-def nrmse(forecast: np.ndarray, target: np.ndarray) -> float:
-    """Return the root of the mean squared error, in standard deviations of the target."""
-    return float(np.sqrt(np.mean((forecast - target) ** 2)) / target.std())

@@ -143,7 +143,7 @@ def test_a_budget_that_no_width_meets_is_refused_before_the_first_step(tmp_path:
 
 def test_a_preset_that_breaks_the_targets_rules_is_refused_naming_operators(tmp_path: Path) -> None:
     model = Model()
-    with pytest.raises(MisconfigurationException, match=r"(?s)target does not take.*gate.g_pre has 12 bits") as error:
+    with pytest.raises(MisconfigurationException, match=r"(?s)target does not take.*gate.g_pre has 10 bits") as error:
         fit(tmp_path, QuantizationLifecycle("int8_mixed", target=TARGET), model=model)
     assert "matmul.Wx" in str(error.value) and "weight.W" not in str(error.value)
     assert not model.losses

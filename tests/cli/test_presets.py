@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 import qgru.hydra
 from qgru.configs import load_config
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
+from qgru.search.rules import load_rules, target_names
 
 CONF = Path(__file__).parents[2] / "conf"
 PRESETS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"auto"})
@@ -27,8 +28,8 @@ def quant(cfg: DictConfig) -> BitwidthConfig:
 
 
 def test_the_issues_presets_and_recipes_are_there():
-    assert PRESETS == ["int16", "int8", "int8_mixed", "w4a8", "w8a16"]
-    assert RECIPES == ["mackey_glass", "sea_surface_temperature", "speaker_identification"]
+    assert PRESETS == ["int16", "int8", "int8_mixed", "npu_4x8", "npu_8x16", "npu_8x8", "w4a8", "w8a16"]
+    assert RECIPES == ["cascaded_tanks", "mackey_glass", "sea_surface_temperature", "speaker_identification"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -64,7 +65,14 @@ def test_what_the_presets_names_promise():
         if name != OPTIONAL:
             assert bits["w8a16"][name] == (8 if operator.is_weight else 16)
     assert bits["w4a8"]["weight.W"] == bits["w4a8"]["weight.R"] == 4
-    assert {bits["int8_mixed"][name] for name in ("weight.W", "weight.R", "input.x")} == {8}
+    assert {bits["int8_mixed"][name] for name in ("weight.W", "weight.R", "input.x", "output.h")} == {8}
+    assert {bits["npu_4x8"][name] for name in ("weight.W", "weight.R")} == {4}
+    assert {bits["npu_4x8"][name] for name in ("input.x", "output.h")} == {8}
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name in target_names()])
+def test_a_preset_named_like_a_target_keeps_its_rules(preset):
+    assert load_rules(preset).violations(load_config(preset)) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.utils.rnn import PackedSequence
 
+from recipes.cascaded_tanks import CascadedTanks, LevelSensor
 from recipes.mackey_glass import MackeyGlass, MackeyGlassForecaster
 from recipes.module import learning_rate_factor
 from recipes.sea_surface_temperature import ElNino, TemperatureForecaster
@@ -24,6 +25,7 @@ RECIPES = {
     "speaker_identification": (JapaneseVowels, SpeakerIdentifier),
     "sea_surface_temperature": (ElNino, TemperatureForecaster),
     "mackey_glass": (MackeyGlass, MackeyGlassForecaster),
+    "cascaded_tanks": (CascadedTanks, LevelSensor),
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
@@ -143,6 +145,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(name: str, tmp_path: Pa
         ("speaker_identification", 15, "majority", lambda accuracy, _: accuracy > 0.96),
         ("sea_surface_temperature", 50, "climatology + AR(1)", lambda rmse, baseline: rmse <= baseline),
         ("mackey_glass", 8, "linear AR", lambda nrmse, baseline: nrmse < baseline / 3),
+        ("cascaded_tanks", 15, "linear FIR", lambda nrmse, baseline: nrmse < baseline / 3),
     ],
 )
 def test_the_gru_beats_its_baseline(name: str, epochs: int, baseline: str, at_least, tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import pytest
 
 from benchmarks.recipes import COLUMNS, PRESETS
 from benchmarks.tables import table, tables, with_table
-from qgru.report.table import write_csv
+from qgru.files import write_csv
 
 START, END = "<!-- results -->", "<!-- /results -->"
 ROOT = Path(__file__).parents[2]
 SETTING = {"machine": "some CPU", "python": "3.11.2", "torch": "2.13.0", "lightning": "2.6.6", "onnxruntime": "1.31.1"}
 
 
-def result(preset: str, seed: int, stage: str, value: float, size: str = "", differing: str = "") -> dict[str, object]:
-    cells = {"stage": stage, "metric": "test/rmse", "value": value, "weight_bytes": size}
+def result(preset: str, seed: int, stage: str, value: float, size="", differing="", cost="") -> dict[str, object]:
+    cells = {"stage": stage, "metric": "test/rmse", "value": value, "weight_bytes": size, "cost": cost}
     return {"preset": preset, "seed": seed, **cells, "differing_integers": differing, **SETTING}
 
 
@@ -27,7 +27,7 @@ def results(tmp_path) -> Path:
             rows += [
                 result(preset, seed, "last value", 9.0),
                 result(preset, seed, "float", 4.0 + seed, "4000"),
-                result(preset, seed, "ptq", 8.0 - better, "1000"),
+                result(preset, seed, "ptq", 8.0 - better, "1000", cost=f"{seed + better}"),
                 result(preset, seed, "onnx", 7.0, "1000", str(seed - 1)),
             ]
     write_csv(rows, COLUMNS, tmp_path / "results.csv")
@@ -36,15 +36,15 @@ def results(tmp_path) -> Path:
 
 def test_a_line_a_stage_over_the_seeds(results):
     assert table(results).splitlines() == [
-        "|  | rmse | weight bytes | differing integers |",
-        "| --- | --: | --: | --: |",
-        "| last value | 9 ± 0 |  |  |",
-        "| float | 2 ± 1 | 4,000 |  |",
-        "| float, at calibration | 6 ± 1 | 4,000 |  |",
-        "| int8 before QAT | 8 ± 0 | 1,000 |  |",
-        "| int8 in ONNX Runtime | 7 ± 0 | 1,000 | 2 |",
-        "| int16 before QAT | 7.5 ± 0 | 1,000 |  |",
-        "| int16 in ONNX Runtime | 7 ± 0 | 1,000 | 2 |",
+        "|  | rmse | cost | weight bytes | differing integers |",
+        "| --- | --: | --: | --: | --: |",
+        "| last value | 9 ± 0 |  |  |  |",
+        "| float | 2 ± 1 |  | 4,000 |  |",
+        "| float, at calibration | 6 ± 1 |  | 4,000 |  |",
+        "| int8 before QAT | 8 ± 0 | 2.00 | 1,000 |  |",
+        "| int8 in ONNX Runtime | 7 ± 0 |  | 1,000 | 2 |",
+        "| int16 before QAT | 7.5 ± 0 | 2.50 | 1,000 |  |",
+        "| int16 in ONNX Runtime | 7 ± 0 |  | 1,000 | 2 |",
         "",
         "Mean ± standard deviation over 3 seeds; some CPU, Python 3.11.2, torch 2.13.0.",
     ]
