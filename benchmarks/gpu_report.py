@@ -20,7 +20,8 @@ def main() -> None:
 
 def gpu_results() -> list[Path]:
     """Return the result files, one for each GPU and torch version."""
-    return sorted(path for path in RESULTS.glob("*-torch*.csv") if not path.name.startswith(("cpu-", "ddp-")))
+    others = ("cpu-", "ddp-", "streaming-")
+    return sorted(path for path in RESULTS.glob("*-torch*.csv") if not path.name.startswith(others))
 
 
 def gpu_table(path: Path) -> str:

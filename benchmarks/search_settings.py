@@ -10,7 +10,6 @@ from qgru.search import Rules, load_rules
 from qgru.search.assign import QAT_DISCOUNT
 
 BUDGETS, DISCOUNTS = (0.8, 1.0), (QAT_DISCOUNT, 0.2, 1.0)
-W4 = {"widths": {"default": [8, 16], "input": {"x": [8]}, "output": {"h": [8]}, "weight": {"W": [4], "R": [4]}}}
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,7 @@ class Setting:
     @property
     def rules(self) -> Rules:
         """The target's rules."""
-        if self.target != "npu_4x8":
-            return load_rules(self.target)
-        return Rules.from_mapping({**W4, "products": [[8, 4]], "max_table_bits": 4096}, self.target)
+        return load_rules(self.target)
 
 
 FREE = tuple(Setting("fpga", budget, discount) for discount in DISCOUNTS for budget in BUDGETS)

@@ -15,6 +15,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_NOTE = "Time of torch's float32 GRU over ours, on the same threads: above 1 is faster."
 DEFAULT = "speaker_identification"
+PLAIN = {
+    "streaming": "A step's time over torch's float `nn.GRUCell`'s, and `forward` on one time step.",
+    "onnxruntime": "A `qdq` file's time over ONNX Runtime's float GRU's; shapes are batch x time x input x hidden.",
+    "chips": "Instructions a time step; integers that differ are counted over all programs' outputs.",
+}
+"""Results that are shown as they are, by what their files' names begin with."""
 STAGES = {"ptq": "{} before QAT", "qat": "{} after QAT", "onnx": "{} in ONNX Runtime"}
 
 
@@ -36,7 +42,11 @@ def tables() -> dict[Path, dict[str, str]]:
     cpu = "\n".join(speed_table(path, CPU_NOTE) for path in sorted(RESULTS.glob("cpu-*.csv")))
     ddp = "\n".join(map(ddp_table, sorted(RESULTS.glob("ddp-*.csv"))))
     searched = (table for path in search_results() for table in (search_table(path), discount_table(path)) if table)
-    made = {"cpu": cpu, "ddp": ddp, "search": "\n".join(searched)}
+    plain = {
+        kind: "\n".join(plain_table(path, note) for path in sorted(RESULTS.glob(f"{kind}-*.csv")))
+        for kind, note in PLAIN.items()
+    }
+    made = {"cpu": cpu, "ddp": ddp, "search": "\n".join(searched), **plain}
     blocks = {**gpu, **{name: block for name, block in made.items() if block}}
     return {ROOT / "README.md": {"results": recipes[DEFAULT]}, ROOT / "benchmarks" / "README.md": blocks, **shown}
 
@@ -69,6 +79,13 @@ def table(path: Path) -> str:
     seeds = len({row["seed"] for row in rows})
     setting = sorted({f"{row['machine']}, Python {row['python']}, torch {row['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds; {'; '.join(setting)}.", ""])
+
+
+def plain_table(path: Path, note: str) -> str:
+    """Return a result file as it is in Markdown."""
+    rows = read_csv(path)
+    lines = [_line([name.replace("_", " ") for name in rows[0]]), _line(["---", *["--:"] * (len(rows[0]) - 1)])]
+    return "\n".join([*lines, *(_line(list(row.values())) for row in rows), "", f"{note} {path.stem}.", ""])
 
 
 def ddp_table(path: Path) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 import qgru.hydra
 from qgru.configs import load_config
 from qgru.schema import OPERATORS, OPTIONAL, BitwidthConfig
-from qgru.search.rules import load_rules, target_names
+from qgru.targets.target import load_rules, target_names
 
 CONF = Path(__file__).parents[2] / "conf"
 PRESETS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"auto"})

@@ -85,7 +85,7 @@ def test_a_targets_rules_and_the_budget_are_kept_whatever_they_are(seed: int) ->
         assert steps[-1].cost <= share * least and steps[-1].cost == price(steps[-1].config)
 
 
-@pytest.mark.parametrize("target", ["fpga", "npu_8x8", "npu_8x16"])
+@pytest.mark.parametrize("target", ["fpga", "npu_4x8", "npu_8x8", "npu_8x16"])
 def test_the_targets_that_ship(target: str) -> None:
     rng, rules = random.Random(1), load_rules(target)
     known = made_up(rng, rules)

@@ -17,7 +17,7 @@ from qgru.targets.target import target_names
 from tests.test_docs import leads_somewhere
 
 ROOT = Path(__file__).parents[2]
-CLASSES = {"fpga", "npu_8x8", "npu_8x16"}  # of chips, defined by their files
+CLASSES = {"fpga", "npu_4x8", "npu_8x8", "npu_8x16"}  # of chips, defined by their files
 PRODUCTS = {"qnn_htp", "tensorrt", "esp_dl", "hls", "c_cortex_m4", "c_cortex_m55", "onnxruntime"}
 
 

@@ -150,10 +150,10 @@ def test_which_presets_a_target_takes(target: str, config: str) -> None:
 def test_what_to_set_instead_of_what_is_forbidden() -> None:
     (width, table) = lint(layer("int8_mixed", False), "npu_8x8")
     assert (
-        width.does == "gate.g_pre has 12 bits; npu_8x8 takes 8, 16"
+        width.does == "gate.g_pre has 10 bits; npu_8x8 takes 8, 16"
         and width.instead == "operator_config.gate.g_pre.bitwidth=8"
     )
-    assert table.does.startswith("the table from gate.g_pre to gate.g_out has 65536 bits")
+    assert table.does.startswith("the table from gate.g_pre to gate.g_out has 16384 bits")
     assert table.instead == "operator_config.gate.g_pre.bitwidth=8 and operator_config.gate.g_out.bitwidth=16"
 
 

@@ -69,7 +69,7 @@ def test_what_are_no_rules_is_named(change: dict, message: str) -> None:
 
 def test_an_unknown_target_lists_those_that_there_are() -> None:
     with pytest.raises(
-        FileNotFoundError, match="'npu' is neither a file nor a target .targets: .*fpga, .*npu_8x16, npu_8x8"
+        FileNotFoundError, match="'npu' is neither a file nor a target .targets: .*fpga, .*npu_4x8, npu_8x16, npu_8x8"
     ):
         load_rules("npu")
     with pytest.raises(TypeError, match="the target is 3; expected"):
