@@ -49,6 +49,7 @@ class BitWidths:
         config: those to begin with: int8 until others are found.
         is_searched: True for ``"auto"``.
         logits: as given.
+        target: what `target` names; None where none was given for bit widths that are given.
         found: what the last fit's search found, on rank zero; None where none was searched.
 
     Raises:
@@ -78,7 +79,7 @@ class BitWidths:
         if not self.is_searched and any(given.values()):
             names = " and ".join(name for name, value in given.items() if value)
             raise ValueError(f"{names} is for a search, and config is {shown(config)}; expected {AUTO!r}")
-        self._target = load_target(target) if self.is_searched or target is not None else None
+        self.target = load_target(target) if self.is_searched or target is not None else None
         self._budget = 1.0 if budget is None else float(budget)
         self._max_error, self._points, self.logits = max_error, points, logits
         self.found: Found | None = None
@@ -91,7 +92,7 @@ class BitWidths:
         """
         self.found = None
         uncalibrated = {name for name, layer in layers.items() if not layer.is_calibrated()}
-        if self._target is not None and not self.config.disable_quantization:
+        if self.target is not None and not self.config.disable_quantization:
             self._check_target(pl_module, bool(uncalibrated))
         if uncalibrated and self.is_searched:
             self._check(pl_module, sorted(layers.keys() - uncalibrated))
@@ -108,12 +109,12 @@ class BitWidths:
     def _check_target(self, pl_module: LightningModule, is_new: bool) -> None:
         """Refuse what can't be exported to the target; say what it will compute otherwise than is trained."""
         try:
-            config = preset(self._target) if self.is_searched else self.config
-            different = check(pl_module, self._target, config if is_new else None)
+            config = preset(self.target) if self.is_searched else self.config
+            different = check(pl_module, self.target, config if is_new else None)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         if different:
-            rank_zero_warn(f"qgru: {self._target.name} will not compute what is trained:\n{describe(different)}")
+            rank_zero_warn(f"qgru: {self.target.name} will not compute what is trained:\n{describe(different)}")
 
     def _check(self, pl_module: LightningModule, calibrated: list[str]) -> None:
         if calibrated:
@@ -122,7 +123,7 @@ class BitWidths:
                 "are all to be calibrated, for one configuration is found for all"
             )
         try:
-            check_budget(self._target.rules, partial(relative_cost, pl_module), self._budget)
+            check_budget(self.target.rules, partial(relative_cost, pl_module), self._budget)
         except ValueError as error:
             raise MisconfigurationException(f"config={AUTO!r}: {error}") from error
 
@@ -181,7 +182,7 @@ class BitWidths:
 
     def _search(self, trainer: Trainer, pl_module: LightningModule, forward_fn: ForwardFn, qat: bool) -> Found:
         batches = first_batches(trainer, pl_module)
-        asked = {"budget": self._budget, "target": self._target.rules, "qat": qat, "points": self._points}
+        asked = {"budget": self._budget, "target": self.target.rules, "qat": qat, "points": self._points}
         with reporting(trainer, "searching bit widths") as progress:
             asked |= {"forward_fn": forward_fn, "logits": self.logits, "progress": progress}
             try:

@@ -22,6 +22,7 @@ from qgru.report.search import draw_search
 from qgru.report.table import Row, print_rows, write_rows
 from qgru.schema import WEIGHTS
 from qgru.search import relative_cost
+from qgru.targets import cost_table
 
 _STAGES = ("float", "ptq", "qat")
 _EXPORTED = "model_qdq.onnx"
@@ -103,12 +104,16 @@ def _baselines(datamodule: LightningDataModule) -> list[Row]:
 @rank_zero_only
 def _write(rows: list[Row], model: nn.Module, run_dir: Path, callbacks: Sequence[Any]) -> None:
     write_rows(rows, run_dir / "results.csv")
-    for callback in callbacks:
-        if isinstance(callback, QuantizationLifecycle) and callback.bit_widths.found is not None:
-            draw_search(callback.bit_widths.found, run_dir)
+    chosen = [callback.bit_widths for callback in callbacks if isinstance(callback, QuantizationLifecycle)]
+    for bit_widths in chosen:
+        if bit_widths.found is not None:
+            draw_search(bit_widths.found, run_dir)
     if not draw_distributions(model, run_dir) and quantized_layers(model):
         rank_zero_info("qgru: no picture of the distributions: what calibration saw is not kept in checkpoints")
     print_rows(str(run_dir), (), {(): rows})
+    for bit_widths in chosen:
+        if bit_widths.target is not None and quantized_layers(model):
+            print(f"{bit_widths.target.name}: {cost_table(model, bit_widths.target)}")
 
 
 @contextmanager

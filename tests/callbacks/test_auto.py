@@ -227,7 +227,7 @@ def test_it_is_pickled_as_its_arguments(searched: Any) -> None:
     buffer.seek(0)
     for other in (torch.load(buffer, weights_only=True), copy.deepcopy(callback)):
         assert other.bit_widths.is_searched and other.bit_widths.found is None
-        assert other.bit_widths._budget == 0.8 and other.bit_widths._target.rules == load_rules(TARGET)
+        assert other.bit_widths._budget == 0.8 and other.bit_widths.target.rules == load_rules(TARGET)
 
 
 def test_the_second_fit_keeps_what_the_first_found(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -58,7 +58,7 @@ def test_a_target_reaches_the_lifecycle_wherever_it_stands(preset, target):
     for order in ([f"+quant={preset}", f"+target={target}"], [f"+target={target}", f"+quant={preset}"]):
         cfg = composed(*order, "callbacks.quantization.export_dir=null")
         lifecycle = instantiate(cfg.callbacks.quantization)
-        rules, expected = lifecycle.bit_widths._target.rules, load_rules(target)
+        rules, expected = lifecycle.bit_widths.target.rules, load_rules(target)
         assert (rules.widths, rules.products, rules.max_table_bits) == (
             *(expected.widths, expected.products, expected.max_table_bits),
         )

@@ -10,6 +10,7 @@ from qgru import QuantGRU, convert
 from qgru.callbacks import QuantizationLifecycle
 from qgru.report import compare, read_rows
 from qgru.report.comparison import weight_bytes
+from qgru.targets import cost_table
 from tests.report.toy import ToyData, ToyModel
 
 FLOAT_BYTES, INT8_BYTES = 4 * (72 + 192 + 24 + 24 + 18), 72 + 192 + 24 + 24 + 4 * 18
@@ -67,6 +68,17 @@ def test_what_is_quantized_has_a_cost(run):
     """The reference's own is 1."""
     *_, rows = run
     assert [row.cost for row in rows] == [None, None, 1.0, 1.0, 1.0]
+
+
+def test_what_a_target_takes_is_said_under_the_table(run, tmp_path, capsys):
+    _, model, data, *_ = run
+    said = []
+    for callbacks in ([], [QuantizationLifecycle("int8", target="npu_8x8")]):
+        compare(trainer(tmp_path, *callbacks), model, data, tmp_path)
+        said.append([line for line in capsys.readouterr().out.splitlines() if "npu_8x8" in line])
+    # 8 units, 3 inputs: three gates of products with both, and three products of two values a unit
+    assert said == [[], [f"npu_8x8: {cost_table(model, 'npu_8x8')}"]]
+    assert said[1][0].endswith(f"multiplications a step: {3 * 8 * (3 + 8) + 3 * 8} of 8x8 bits")
 
 
 def test_the_folder_holds_the_rows_and_the_pictures(run):
