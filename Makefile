@@ -26,7 +26,7 @@ train: install  ## Train, calibrate, train quantized, export, compare (ARGS='rec
 	$(BIN)/python train.py $(ARGS)
 
 test: install lint  ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q --durations=10
 
 # Python itself is not instrumented, so the runtimes come first by hand
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
