@@ -7,27 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler
 
 from qgru.callbacks import QAT, QuantizationLifecycle
 
+from .killing import Kill, Killed
 from .models import assert_same, calibrated, fit, loader, state, trainer
 from .recording import Manual, Recording, Scheduled, expected
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(Callback):
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.at = (epoch, batch)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise Killed
 
 
 def decaying() -> Scheduled:

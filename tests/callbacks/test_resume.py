@@ -13,24 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import qgru
 from qgru.callbacks import QuantizationLifecycle
-from qgru.callbacks.packages import Callback
 
+from .killing import Kill, Killed
 from .models import MODELS, EpochSampler, Model, assert_same, fit, loader, state, trainer
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(Callback):
-    """Ends the process, as it were, after a batch."""
-
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.at = (epoch, batch)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise Killed
 
 
 def run(folder: Path, *extra: Any, ckpt_path: str | None = None, lifecycle: dict | None = None, **kwargs: Any) -> Model:
